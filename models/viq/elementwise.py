@@ -1,0 +1,51 @@
+"""Transcendental functions whose result does not depend on where an element lies or on the thread count.
+
+torch computes the bulk of a tensor with vector instructions and what is left at the end of each
+thread's share with scalar ones, and the two differ in the last bit for erf, tanh, sin and cos (one
+float32 GELU value in six). Which elements are "left" depends on the tensor's size and the threads. Here
+every share ends on a whole vector, and the last few elements are computed in a padded vector.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_GRAIN = 32_768  # at::internal::GRAIN_SIZE: torch gives no thread less than this
+_VECTOR = 64  # elements of two 512-bit vectors of 16-bit numbers, the longest step of any vector loop
+
+
+def gelu(x: Tensor) -> Tensor:
+    """Exact (erf) GELU of a contiguous tensor, overwriting it unless gradients are wanted."""
+    if torch.is_grad_enabled() and x.requires_grad:
+        return F.gelu(x)
+    return apply(torch.ops.aten.gelu_, x)
+
+
+def apply(function_: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Overwrite contiguous `x` with the in-place elementwise `function_` of it; returns `x`."""
+    if x.device.type != "cpu":
+        return function_(x)
+    flat = x.view(-1)
+    whole = flat.numel() - flat.numel() % _VECTOR
+    shared = _evenly_shared(whole)
+    if shared:
+        function_(flat[:shared])
+    for start in range(shared, whole, _GRAIN):
+        function_(flat[start : min(start + _GRAIN, whole)])
+    if whole < flat.numel():
+        last = flat.new_zeros(_VECTOR)
+        last[: flat.numel() - whole] = flat[whole:]
+        flat[whole:] = function_(last)[: flat.numel() - whole]
+    return x
+
+
+def _evenly_shared(elements: int) -> int:
+    """The longest start of `elements` that torch's threads share in equal whole vectors."""
+    threads = min(torch.get_num_threads(), elements // _GRAIN)
+    if threads < torch.get_num_threads():
+        return threads * _GRAIN
+    return elements - elements % (_VECTOR * threads)

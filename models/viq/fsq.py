@@ -1,0 +1,55 @@
+"""Finite scalar quantization: reals to level indices to one code, and back (model.md, quantization head, 5).
+
+Symbols: `d` dimensions, `L` levels of one dimension, `K = prod(L)` codes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import atanh, prod
+
+import torch
+from torch import Tensor
+
+from viq.elementwise import apply
+
+_EPS = 1e-3
+
+
+def basis(levels: Sequence[int]) -> list[int]:
+    """Weight of each dimension's level index in a code: `[1, L0, L0*L1, …]`."""
+    return [prod(levels[:i]) for i in range(len(levels))]
+
+
+def bound(z: Tensor, levels: Sequence[int]) -> Tensor:
+    """Squash reals `(M, d)` into the levels' range, float32: what `quantise` rounds."""
+    half, offset, shift = (
+        torch.tensor(values, dtype=torch.float32, device=z.device)
+        for values in zip(*(_squash(level) for level in levels), strict=True)
+    )
+    shifted = z.float() + shift
+    if torch.is_grad_enabled() and z.requires_grad:
+        return torch.tanh(shifted) * half - offset
+    return apply(torch.tanh_, shifted.contiguous()) * half - offset
+
+
+def quantise(z: Tensor, levels: Sequence[int]) -> Tensor:
+    """`project_in`'s output `(M, d)` to codes, int32 `(M,)`."""
+    centre = torch.tensor([level // 2 for level in levels], device=z.device)
+    weights = torch.tensor(basis(levels), dtype=torch.int32, device=z.device)
+    indices = torch.round(bound(z, levels)).to(torch.int32) + centre
+    return (indices * weights).sum(dim=-1, dtype=torch.int32)
+
+
+def codebook(levels: Sequence[int]) -> Tensor:
+    """Values of every code, float32 `(K, d)` in [-1, 1]."""
+    codes = torch.arange(prod(levels))[:, None]
+    sizes, weights = torch.tensor(levels), torch.tensor(basis(levels))
+    half = sizes // 2
+    return ((codes // weights) % sizes - half) / half
+
+
+def _squash(level: int) -> tuple[float, float, float]:
+    half = (level - 1) * (1 + _EPS) / 2
+    offset = 0.5 if level % 2 == 0 else 0.0
+    return half, offset, atanh(offset / half)

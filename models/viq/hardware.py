@@ -1,0 +1,38 @@
+"""What the machine can do, as far as it decides which kernels run."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+
+
+@cache
+def instruction_set() -> str:
+    """The CPU's instruction set as torch dispatches on it, for example `avx512` or `avx512_bf16`."""
+    capability = torch.backends.cpu.get_cpu_capability().lower().replace(" ", "_")
+    for feature, name in (("_is_amx_tile_supported", "amx"), ("_is_avx512_bf16_supported", "avx512_bf16")):
+        if _supports(feature):
+            return name
+    return capability
+
+
+@cache
+def multiplies_natively(dtype: torch.dtype) -> bool:
+    """Whether this CPU has matrix instructions for `dtype`; otherwise products are computed in float32."""
+    if dtype == torch.bfloat16:
+        return _supports("_is_avx512_bf16_supported") or _supports("_is_amx_tile_supported")
+    if dtype == torch.float16:
+        return _supports("_is_amx_fp16_supported")
+    return dtype == torch.float32
+
+
+def has_amx() -> bool:
+    """Whether this CPU has AMX tiles."""
+    return _supports("_is_amx_tile_supported")
+
+
+def _supports(feature: str) -> bool:
+    # These probes are private names of torch.cpu; one that a version lacks counts as "no".
+    probe = getattr(torch.cpu, feature, None)
+    return bool(probe()) if probe is not None else False

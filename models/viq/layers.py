@@ -1,0 +1,92 @@
+"""The blocks that encoder, embedder and decoder share.
+
+Symbols: `rows` of a packed sequence, `C` width, `H` heads, `D = C/H`.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from viq.attention import attention
+from viq.elementwise import gelu
+from viq.linear import linear
+from viq.packing import Packing
+
+_MLP_ROWS = 4096  # rows of a hidden layer held at a time: 100 MB of float32 at the released width
+BLOCK_EPS = 1e-6
+HEAD_EPS = 1e-5
+
+
+class Linear(nn.Linear):
+    """`nn.Linear` computed by `viq.linear.linear`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(rows, in)` to `(rows, out)`."""
+        return linear(x, self.weight, self.bias)
+
+
+class Mlp(nn.Module):
+    """Linear, exact GELU, Linear."""
+
+    def __init__(self, width: int, hidden: int, out: int) -> None:
+        super().__init__()
+        self.fc1 = Linear(width, hidden)
+        self.fc2 = Linear(hidden, out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(rows, width)` to `(rows, out)`, some rows at a time so that the hidden layer stays small."""
+        if x.shape[0] <= _MLP_ROWS:
+            return self.fc2(gelu(self.fc1(x)))  # type: ignore[no-any-return]
+        return torch.cat([self.fc2(gelu(self.fc1(part))) for part in x.split(_MLP_ROWS)])
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with one qkv projection laid out `[3][H][D]`."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = Linear(width, 3 * width)
+        self.proj = Linear(width, width)
+
+    def forward(self, x: Tensor, packing: Packing) -> Tensor:
+        """`(rows, C)` to `(rows, C)`."""
+        rows, width = x.shape
+        q, k, v = self.qkv(x).view(rows, 3, self.heads, width // self.heads).unbind(1)
+        return self.proj(attention(q, k, v, packing).reshape(rows, width))  # type: ignore[no-any-return]
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block: `x += attn(LN(x)); x += mlp(LN(x))`."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, BLOCK_EPS)
+        self.attn = Attention(width, heads)
+        self.norm2 = nn.LayerNorm(width, BLOCK_EPS)
+        self.mlp = Mlp(width, 4 * width, width)
+
+    def forward(self, x: Tensor, packing: Packing) -> Tensor:
+        """`(rows, C)` to `(rows, C)`."""
+        x = x + self.attn(self.norm1(x), packing)
+        return x + self.mlp(self.norm2(x))  # type: ignore[no-any-return]
+
+
+class ResidualMlp(nn.Module):
+    """`x + mlp(LN(x))`."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width, HEAD_EPS)
+        self.mlp = Mlp(width, 2 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(rows, C)` to `(rows, C)`."""
+        return x + self.mlp(self.norm(x))  # type: ignore[no-any-return]
+
+
+def plain_norm(x: Tensor) -> Tensor:
+    """LayerNorm without affine parameters, `(rows, C)`."""
+    return F.layer_norm(x, x.shape[-1:], eps=HEAD_EPS)

@@ -1,0 +1,68 @@
+"""The one matrix product of the network, chosen so that a row's result depends on that row alone.
+
+Codes are keys that others store, so a low-order bit that moves with the batch is a defect. Measured
+with torch 2.13 on CPU (bench/row_invariance.py): MKL's float32 product, which
+`torch.nn.functional.linear` calls, changes a row's low-order bits with the number of rows and of
+threads (it splits the inner dimension between threads); oneDNN's does not for 2 rows or more. So
+oneDNN computes them here, on the weights as they lie in the file, and callers pad to `ROW_MULTIPLE`.
+
+bfloat16 and float16 without matrix instructions for them: torch emulates these at a fifth of float32's
+speed. Widening panels of the weights to float32, multiplying there and rounding once is the same
+arithmetic (products are exact, sums are in float32), five times as fast.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from viq.hardware import multiplies_natively
+
+ROW_MULTIPLE = {"cpu": 8, "cuda": 128}
+"""Rows of a packed sequence are a multiple of this, by device type (never 1 row; on CUDA whole tiles)."""
+
+_PANEL = 1_572_864  # weight elements widened at a time: 6 MiB of float32, which stay in the cache
+
+
+def row_multiple(device: torch.device) -> int:
+    """What the rows of a packed sequence on `device` must be a multiple of."""
+    return ROW_MULTIPLE.get(device.type, 1)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """`x @ weight.T + bias`: `(rows, K)`, `(N, K)`, `(N,)` to `(rows, N)`."""
+    if x.device.type != "cpu" or _trains(x, weight):
+        return F.linear(x, weight, bias)
+    if multiplies_natively(x.dtype):
+        return _product(x, weight, bias)
+    return _widened(x, weight, bias)
+
+
+def kernel(device: torch.device, dtype: torch.dtype) -> str:
+    """Name of the product that `linear` uses, for the fingerprint."""
+    if device.type != "cpu":
+        return "cublaslt"
+    library = "onednn" if torch.backends.mkldnn.is_available() else "blas"
+    return library if multiplies_natively(dtype) else f"{library}-widened"
+
+
+def _trains(x: Tensor, weight: Tensor) -> bool:
+    return torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    if not torch.backends.mkldnn.is_available():
+        return F.linear(x, weight, bias)
+    # The oneDNN product behind torch's own CPU compiler; its last arguments name a fused operation, here none.
+    out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return out
+
+
+def _widened(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    wide, out = x.float(), x.new_empty((x.shape[0], weight.shape[0]))
+    step = max(64, _PANEL // weight.shape[1])
+    for start in range(0, weight.shape[0], step):
+        panel = slice(start, start + step)
+        out[:, panel] = _product(wide, weight[panel].float(), bias[panel].float())
+    return out

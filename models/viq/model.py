@@ -1,0 +1,319 @@
+"""ViQ as a library: images to codes, codes to features, codes to images."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from viq.checkpoint import (
+    DEFAULT_HEADS,
+    TensorFile,
+    encoder_stem,
+    find,
+    load_decoder,
+    load_embedder,
+    load_encoder,
+    open_tensors,
+    read_manifest,
+)
+from viq.codes import Codes
+from viq.config import CODES_PER_PATCH, variant
+from viq.decoder import Decoder, to_bytes
+from viq.embedder import Embedder
+from viq.encoder import Encoder
+from viq.errors import FingerprintMismatch, InvalidInput, UnknownModel, WeightsError
+from viq.fingerprint import family, mode, remembered_family
+from viq.linear import row_multiple
+from viq.packing import Packing
+from viq.patches import normalise, pack_images, patchify
+from viq.pixels import to_rgb
+from viq.random_weights import NANO, drawer_state, embedder_state, encoder_state
+from viq.weights_root import folder_of
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+T = TypeVar("T")
+PARTS = ("encoder", "embedder", "decoder")
+_PACK_PATCHES = 16_384  # patches computed at a time; more only for a single image that has them
+
+
+class ViQ:
+    """A loaded model, or the parts of one that were asked for.
+
+    Make it with `from_pretrained`. Calls may come from any thread; they compute one after another best.
+    """
+
+    def __init__(
+        self,
+        size: str,
+        *,
+        encoder: Encoder | None,
+        embedder: Embedder | None,
+        decoder: Decoder | None,
+        family: str,
+        dtype: torch.dtype,
+        device: torch.device,
+        untrained: bool = False,
+    ) -> None:
+        self.size, self.untrained = size, untrained
+        self.levels, self.codebook_size = variant(size).levels, variant(size).codebook_size
+        self.family, self.fingerprint = family, f"{family}.{mode(device, dtype)}"
+        self._encoder, self._embedder, self._decoder = encoder, embedder, decoder
+        self._dtype, self._device = dtype, device
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        root: str | Path | None = None,
+        size: str | None = None,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        parts: Collection[str] = PARTS,
+    ) -> ViQ:
+        """Load the model of `size` from a weights root.
+
+        `root` holds `converted_<size>/` folders, or is `hf:ORG/REPO[/SUBDIR][@REV]`; without it the model is
+        `nano`, for now an untrained stand-in. `device` is `cpu`, `cuda`, `cuda:1` …, or `auto` for CUDA where
+        there is one; `dtype` is `bfloat16`, `float32`, `float16` or `auto` for bfloat16 on CUDA and float32
+        on CPU. `parts` names what to load of `encoder`, `embedder` and `decoder`; the rest is never read.
+
+        Raises `WeightsError` naming the file and tensor at fault, `UnknownModel` for a size there is not,
+        `InvalidInput` for a device, dtype or part there is not.
+        """
+        where, what = _device(device), _dtype(dtype, _device(device))
+        unknown = set(parts) - set(PARTS)
+        if unknown or not parts:
+            raise InvalidInput(f"parts {sorted(parts)}; there are {', '.join(PARTS)}")
+        if root is None:
+            if size not in (None, "nano"):
+                raise UnknownModel(f"size {size!r} needs a weights root (--weights-root or VIQ_WEIGHTS_ROOT)")
+            return cls._stand_in(where, what, parts)
+        folder, size = folder_of(root, size)
+        return cls._from_folder(folder, size, where, what, parts)
+
+    @classmethod
+    def _from_folder(
+        cls, folder: Path, size: str, device: torch.device, dtype: torch.dtype, parts: Collection[str]
+    ) -> ViQ:
+        manifest = read_manifest(folder, size)
+        heads = manifest.get("num_heads", DEFAULT_HEADS)
+        if not isinstance(heads, int):
+            raise WeightsError(f"{folder / 'viq.json'}: num_heads is {heads!r}, expected a whole number")
+        encoder_file = open_tensors(find(folder, encoder_stem(size)))
+        embedder_file = open_tensors(find(folder, "embedder")) if "embedder" in parts else None
+        drawer_file = open_tensors(find(folder, "index_drawer")) if "decoder" in parts else None
+        model = cls._assemble(
+            size, heads, encoder_file if "encoder" in parts else None, embedder_file, drawer_file, device, dtype,
+            remembered_family(encoder_file, manifest, size, heads),
+        )  # fmt: skip
+        _same_widths(model, folder)
+        return model
+
+    @classmethod
+    def _stand_in(cls, device: torch.device, dtype: torch.dtype, parts: Collection[str]) -> ViQ:
+        path = Path("nano (untrained)")
+        encoder = TensorFile(path, encoder_state(NANO))
+        return cls._assemble(
+            "nano",
+            NANO.heads,
+            encoder if "encoder" in parts else None,
+            TensorFile(path, embedder_state(NANO)) if "embedder" in parts else None,
+            TensorFile(path, drawer_state(NANO)) if "decoder" in parts else None,
+            device,
+            dtype,
+            family(encoder, "nano", NANO.heads),
+            untrained=True,
+        )
+
+    @classmethod
+    def _assemble(
+        cls,
+        size: str,
+        heads: int,
+        encoder: TensorFile | None,
+        embedder: TensorFile | None,
+        drawer: TensorFile | None,
+        device: torch.device,
+        dtype: torch.dtype,
+        family_: str,
+        untrained: bool = False,
+    ) -> ViQ:
+        # A drawer carries its own copy of the embedder; it is read only where there is no other.
+        codes_file = embedder or drawer
+        return cls(
+            size,
+            encoder=load_encoder(encoder, size, heads, dtype, device) if encoder else None,
+            embedder=load_embedder(codes_file, size, dtype, device) if codes_file else None,
+            decoder=load_decoder(drawer, heads, dtype, device) if drawer else None,
+            family=family_,
+            dtype=dtype,
+            device=device,
+            untrained=untrained,
+        )
+
+    @property
+    def device(self) -> str:
+        """Where it computes, for example `cpu` or `cuda:0`."""
+        return str(self._device)
+
+    @property
+    def dtype(self) -> str:
+        """What it computes in, for example `bfloat16`."""
+        return str(self._dtype).removeprefix("torch.")
+
+    @property
+    def parts(self) -> frozenset[str]:
+        """Which of `encoder`, `embedder` and `decoder` are loaded."""
+        held = zip(PARTS, (self._encoder, self._embedder, self._decoder), strict=True)
+        return frozenset(name for name, part in held if part is not None)
+
+    @property
+    def width(self) -> int:
+        """Width `C` of features and activations."""
+        weight = self._encoder.project_in.weight if self._encoder else self.embedder.lift.weight.T
+        return int(weight.shape[1])
+
+    @property
+    def encoder(self) -> Encoder:
+        """The encoder; raises `WeightsError` if it was not loaded."""
+        return _loaded(self._encoder, "encoder")
+
+    @property
+    def embedder(self) -> Embedder:
+        """The embedder; raises `WeightsError` if it was not loaded."""
+        return _loaded(self._embedder, "embedder")
+
+    @property
+    def decoder(self) -> Decoder:
+        """The decoder; raises `WeightsError` if it was not loaded."""
+        return _loaded(self._decoder, "decoder")
+
+    def encode(
+        self,
+        images: Sequence[Image.Image | npt.NDArray[np.uint8]],
+        *,
+        exif: bool = True,
+        alpha: str = "white",
+    ) -> list[Codes]:
+        """Codes of images of any sizes: PIL images or uint8 arrays `(H, W, 3)` (see `viq.pixels.to_rgb`).
+
+        An image's codes are the same alone and in any company. Raises `InvalidInput`.
+        """
+        return self.encode_pixels([to_rgb(image, exif=exif, alpha=alpha) for image in images])
+
+    @torch.inference_mode()
+    def encode_pixels(self, pixels: Sequence[npt.NDArray[np.uint8]]) -> list[Codes]:
+        """Codes of RGB images, uint8 `(H, W, 3)`, packed some at a time."""
+        results: list[Codes] = []
+        for chunk in _chunks(pixels, [-(-p.shape[0] // 16) * -(-p.shape[1] // 16) for p in pixels]):
+            packing = pack_images(chunk, row_multiple(self._device))
+            sizes = [(int(p.shape[0]), int(p.shape[1])) for p in chunk]
+            patches = patchify(chunk, packing).to(self._device)
+            codes = self.encoder(normalise(patches, sizes, packing, self._dtype), packing)
+            flat = codes.cpu().numpy().astype(np.uint16)
+            for i, (start, end) in enumerate(packing.spans):
+                part = flat[start * CODES_PER_PATCH : end * CODES_PER_PATCH]
+                results.append(
+                    Codes(part.reshape(*packing.grids[i], CODES_PER_PATCH), sizes[i], self.size, self.fingerprint)
+                )
+        return results
+
+    @torch.inference_mode()
+    def embed(self, codes: Sequence[Codes], *, any_fingerprint: bool = False) -> list[Tensor]:
+        """Features `(h*w, C)` of each image, in the compute dtype.
+
+        Raises `InvalidInput` for codes of another size, `FingerprintMismatch` for codes of other weights
+        unless `any_fingerprint`.
+        """
+        self.check(codes, any_fingerprint=any_fingerprint)
+        results: list[Tensor] = []
+        for packing, packed in self._packed(codes):
+            results += [part.clone() for part in packing.split(self.embedder.features(packed))]
+        return results
+
+    @torch.inference_mode()
+    def decode(self, codes: Sequence[Codes], *, any_fingerprint: bool = False) -> list[npt.NDArray[np.uint8]]:
+        """Pictures, uint8 `(H, W, 3)`, cropped to each image's size. Raises as `embed` does."""
+        self.check(codes, any_fingerprint=any_fingerprint)
+        decoder, embedder = self.decoder, self.embedder
+        pictures: list[npt.NDArray[np.uint8]] = []
+        for packing, packed in self._packed(codes):
+            pictures += [to_bytes(image).cpu().numpy() for image in decoder(embedder, packed, packing)]
+        return [p[: c.image_size[0], : c.image_size[1]].copy() for p, c in zip(pictures, codes, strict=True)]
+
+    def check(self, codes: Sequence[Codes], *, any_fingerprint: bool = False) -> None:
+        """Raise `InvalidInput` or `FingerprintMismatch` unless all `codes` can be read with these weights."""
+        for item in codes:
+            if item.size != self.size:
+                raise InvalidInput(f"codes are of size {item.size}, the model is of size {self.size}")
+            if item.family and item.family != self.family and not any_fingerprint:
+                raise FingerprintMismatch(f"codes were made by weights {item.family}, the model's are {self.family}")
+
+    def _packed(self, codes: Sequence[Codes]) -> Iterator[tuple[Packing, Tensor]]:
+        for chunk in _chunks(codes, [c.grid[0] * c.grid[1] for c in codes]):
+            packing = Packing.of((c.grid for c in chunk), row_multiple(self._device))
+            flat = np.concatenate([c.array.reshape(-1, CODES_PER_PATCH) for c in chunk]).astype(np.int64)
+            yield packing, packing.pad(torch.from_numpy(flat)).to(self._device)
+
+
+def _chunks(items: Sequence[T], patches: Sequence[int]) -> Iterator[list[T]]:
+    """Runs of items of at most `_PACK_PATCHES` patches together, or one item of more."""
+    chunk: list[T] = []
+    held = 0
+    for item, size in zip(items, patches, strict=True):
+        if chunk and held + size > _PACK_PATCHES:
+            yield chunk
+            chunk, held = [], 0
+        chunk.append(item)
+        held += size
+    if chunk:
+        yield chunk
+
+
+def _loaded(part: T | None, name: str) -> T:
+    if part is None:
+        raise WeightsError(f"the {name} was not loaded (parts=)")
+    return part
+
+
+def _same_widths(model: ViQ, folder: Path) -> None:
+    widths = {}
+    if "encoder" in model.parts:
+        widths["encoder"] = model.encoder.project_in.weight.shape[1]
+    if "embedder" in model.parts:
+        widths["embedder"] = model.embedder.lift.weight.shape[0]
+    if "decoder" in model.parts:
+        widths["index_drawer"] = model.decoder.norm.weight.shape[0]
+    if len(set(widths.values())) > 1:
+        raise WeightsError(f"{folder}: files are of different widths, {widths}")
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InvalidInput(f"device {name!r}; there are auto, cpu, cuda and cuda:N") from None
+    if device.type not in ("cpu", "cuda"):
+        raise InvalidInput(f"device {name!r}; there are auto, cpu, cuda and cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InvalidInput(f"device {name!r}: this machine has {torch.cuda.device_count()} CUDA devices")
+    return device
+
+
+def _dtype(name: str, device: torch.device) -> torch.dtype:
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    dtypes = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
+    if name not in dtypes:
+        raise InvalidInput(f"dtype {name!r}; there are auto, {', '.join(dtypes)}")
+    return dtypes[name]

@@ -1,0 +1,56 @@
+"""From what a user names (`/weights`, `hf:ORG/REPO`, nothing) to one folder of one size."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from viq.config import RELEASED_SIZES, VARIANTS, variant
+from viq.errors import WeightsError
+
+_HUB = re.compile(r"hf:(?P<repo>[\w.-]+/[\w.-]+)(?:/(?P<folder>[\w./-]+?))?/?(?:@(?P<revision>[\w./-]+))?")
+_WANTED = ("*.safetensors", "*.pth", "viq.json")
+
+
+def folder_of(root: str | Path, size: str | None) -> tuple[Path, str]:
+    """The folder `converted_<size>` under `root` and the size.
+
+    Without `size` the root must hold exactly one. Raises `UnknownModel` for a size that does not exist,
+    `WeightsError` for a root that cannot be used, naming what it holds.
+    """
+    if size is not None:
+        variant(size)
+    if str(root).startswith("hf:"):
+        root = _from_hub(str(root), size)
+    base = Path(root)
+    if not base.is_dir():
+        raise WeightsError(f"weights root {base}: no such folder")
+    found = sorted(s for s in VARIANTS if (base / f"converted_{s}").is_dir())
+    held = f"it holds {', '.join(found) or 'no converted_<size> folder'}"
+    if size is None:
+        if len(found) != 1:
+            raise WeightsError(f"weights root {base}: name a size; {held}")
+        return base / f"converted_{found[0]}", found[0]
+    if size not in found:
+        raise WeightsError(f"weights root {base}: no folder converted_{size}; {held}")
+    return base / f"converted_{size}", size
+
+
+def _from_hub(name: str, size: str | None) -> Path:
+    match = _HUB.fullmatch(name)
+    if match is None or ".." in name:
+        raise WeightsError(f"weights root {name!r}: expected hf:ORG/REPO[/SUBDIR][@REV]")
+    # Imported here so that local weights work without the hub's client.
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    folder = f"{match['folder']}/" if match["folder"] else ""
+    sizes = (size,) if size else (*RELEASED_SIZES, "nano")
+    patterns = [f"{folder}converted_{s}/{wanted}" for s in sizes for wanted in _WANTED]
+    try:
+        local = snapshot_download(match["repo"], revision=match["revision"], allow_patterns=patterns)
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        raise WeightsError(f"weights root {name}: could not be fetched ({error})") from None
+    return Path(local) / folder
+
+

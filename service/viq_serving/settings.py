@@ -1,0 +1,136 @@
+"""Everything that can be set from outside, read once from flags and environment and never changed after."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError, field_validator
+from pydantic.fields import FieldInfo
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+from viq_serving.errors import SettingsError
+
+PREFIX = "VIQ_"
+
+# What Kubernetes puts into the environment of a pod beside a service whose name starts with `viq`.
+_LINK_NAME = re.compile(r"^VIQ_(.+_)?SERVICE_|^VIQ_(.+_)?PORT_\d+_(TCP|UDP|SCTP)(_|$)")
+_LINK_VALUE = ("tcp://", "udp://", "sctp://")
+
+
+class _Environment(EnvSettingsSource):
+    """The environment without service links: a service `viq-http` sets VIQ_HTTP_PORT=tcp://…, which is not for us."""
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        value, key, is_complex = super().get_field_value(field, field_name)
+        if isinstance(value, str) and value.startswith(_LINK_VALUE):
+            value = None
+        return value, key, is_complex
+
+
+class Settings(BaseSettings):
+    """Settings of the service: each field is a flag of `viq serve` and an environment variable `VIQ_<FIELD>`.
+
+    `Settings(**flags)` lays what was given explicitly over the environment; use `Settings.load` for
+    messages fit for a user.
+    """
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", case_sensitive=False)
+
+    weights_root: str | None = Field(
+        None, description="folder holding converted_<size>/, or hf:ORG/REPO[/SUBDIR][@REV]; none: the nano checkpoint"
+    )
+    size: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="size to load, repeatable; the first is the default of requests that name none"
+    )
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    dtype: Literal["auto", "bfloat16", "float32", "float16"] = Field(
+        "auto", description="compute type; auto is bfloat16 on CUDA and float32 on CPU"
+    )
+    host: str = Field("127.0.0.1", description="address to listen on")
+    http_port: int = Field(8000, ge=0, le=65535, description="HTTP port; 0 lets the system choose")
+    drain_delay: float = Field(
+        5.0, ge=0, description="seconds to go on serving after SIGTERM, while load balancers notice"
+    )
+    max_body_bytes: int = Field(64 * 2**20, ge=1, description="largest request body in bytes")
+    max_images: int = Field(64, ge=1, description="most images in one request")
+    max_pixels: int = Field(
+        50_000_000, ge=1, le=178_956_970, description="most pixels in one image, as its header says"
+    )
+    max_patches: int = Field(16_384, ge=1, description="most 16x16 patches in one image")
+    body_read_timeout_s: float = Field(30.0, gt=0, description="seconds within which a request body must arrive")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe log line shown")
+
+    @classmethod
+    def load(cls, flags: Mapping[str, object] | None = None) -> Settings:
+        """Settings from explicit `flags` (None means not given) over the environment; raises `SettingsError`."""
+        unknown = unknown_names(os.environ)
+        if unknown:
+            known = ", ".join(PREFIX + name.upper() for name in cls.model_fields)
+            raise SettingsError(f"unknown environment variable {', '.join(unknown)}; there are {known}")
+        given: dict[str, Any] = {name: value for name, value in (flags or {}).items() if value is not None}
+        try:
+            return cls(**given)
+        except ValidationError as error:
+            raise SettingsError("; ".join(_sentence(detail) for detail in error.errors())) from None
+
+    @field_validator("size", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @field_validator("size")
+    @classmethod
+    def _distinct(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) != len(value):
+            raise ValueError(f"a size is given twice: {', '.join(value)}")
+        return value
+
+    @field_validator("weights_root")
+    @classmethod
+    def _empty_is_none(cls, value: str | None) -> str | None:
+        return value or None
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Flags, then the environment, and nothing else: no .env file is read."""
+        return init_settings, _Environment(settings_cls)
+
+    def masked(self) -> dict[str, object]:
+        """The settings as JSON-ready values for showing; secrets, once there are any, come out as asterisks."""
+        return self.model_dump(mode="json")
+
+
+def unknown_names(environ: Mapping[str, str]) -> list[str]:
+    """Names in `environ` that start with VIQ_ and are neither settings nor Kubernetes service links."""
+    known = {PREFIX + name.upper() for name in Settings.model_fields}
+    return sorted(
+        name
+        for name, value in environ.items()
+        if name.upper().startswith(PREFIX)
+        and name.upper() not in known
+        and not _LINK_NAME.match(name)
+        and not value.startswith(_LINK_VALUE)
+    )
+
+
+def _sentence(detail: Any) -> str:
+    name = ".".join(str(part) for part in detail["loc"])
+    return f"{name} ({PREFIX}{name.upper()}): {detail['msg']}, got {detail['input']!r}"

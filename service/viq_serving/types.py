@@ -1,0 +1,95 @@
+"""Requests and results as the service speaks of them. No transport, no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Generic, Literal, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from viq.codes import Codes
+from viq_serving.errors import ViQError
+
+Alpha = Literal["white", "drop"]
+FeatureDtype = Literal["float32", "float16", "bfloat16"]
+PictureFormat = Literal["png", "jpeg", "webp"]
+Method = Literal["encode", "embed", "decode"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class PixelOptions:
+    """How an encoded image becomes RGB pixels. Part of every cache key."""
+
+    exif: bool = True
+    alpha: Alpha = "white"
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """One loaded size, as replies describe it."""
+
+    size: str
+    fingerprint: str
+    family: str
+    levels: tuple[int, ...]
+    codebook_size: int
+    width: int
+    dtype: str
+    device: str
+    untrained: bool
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Where one request's time went, in milliseconds."""
+
+    preprocess: float = 0.0
+    queue: float = 0.0
+    transfer: float = 0.0
+    compute: float = 0.0
+    postprocess: float = 0.0
+
+
+@dataclass(frozen=True)
+class Features:
+    """Features of one image: `array` is `(h*w, C)` float32, float16, or the bits of bfloat16 as uint16."""
+
+    array: npt.NDArray[np.generic]
+    dtype: FeatureDtype
+    grid: tuple[int, int]
+    image_size: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One decoded image as a file: `data` in `format`, `image_size` `(H, W)` pixels."""
+
+    data: bytes
+    format: PictureFormat
+    image_size: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Results(Generic[T]):
+    """What came of a request, one item each in request order: a result, or the error of that item alone."""
+
+    model: ModelInfo
+    items: Sequence[T | ViQError]
+    timings: Timings
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an image of some size would take; `limit` names the first limit it is over, None if it fits."""
+
+    grid: tuple[int, int]
+    image_size: tuple[int, int]
+    patches: int
+    codes: int
+    cost: int
+    limit: str | None
+
