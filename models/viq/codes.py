@@ -9,20 +9,19 @@ import os
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 import numpy as np
 import numpy.typing as npt
 
+from viq import npz
 from viq.config import CODES_PER_PATCH, PATCH, variant
-from viq.errors import InvalidInput, TooLarge, UnknownModel
+from viq.errors import InvalidInput, UnknownModel
 
 MAX_NPZ_BYTES = 64 * 2**20
 """Unpacked bytes that `from_npz` reads at most unless told otherwise."""
 
 _MEMBERS = ("codes", "image_size", "size", "fingerprint")
-_MEMBER_HEADER = 4096  # room for an .npy header, which numpy keeps under a few hundred bytes
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,10 +52,13 @@ class Codes:
                     f"image {name} {pixels} does not fit {patches} patches: "
                     f"{PATCH * (patches - 1)} < {name} <= {PATCH * patches}"
                 )
+        if not isinstance(self.size, str):
+            raise InvalidInput(f"size is {self.size!r}, expected a string")
         limit = variant(self.size).codebook_size
         low, high = int(array.min()), int(array.max())
         if low < 0 or high >= limit:
-            raise InvalidInput(f"code {low if low < 0 else high} is out of range for size {self.size}: 0 to {limit - 1}")
+            code = low if low < 0 else high
+            raise InvalidInput(f"code {code} is out of range for size {self.size}: 0 to {limit - 1}")
         if not isinstance(self.fingerprint, str):
             raise InvalidInput(f"fingerprint is {type(self.fingerprint).__name__}, expected a string")
         frozen = np.array(array, dtype=np.uint16, order="C")
@@ -110,14 +112,14 @@ class Codes:
         if h < 1 or w < 1:
             raise InvalidInput(f"grid {h}x{w} has no patches")
         try:
-            array = np.asarray(flat)
-        except ValueError as error:
+            array = np.asarray(flat if len(flat) else np.zeros(0, np.uint16))
+        except (ValueError, TypeError, OverflowError, RecursionError) as error:
             raise InvalidInput(f"codes are no list of whole numbers: {error}") from None
         if array.ndim != 1 or array.dtype.kind not in "iu":
             raise InvalidInput(f"codes are no flat list of whole numbers (shape {array.shape}, type {array.dtype})")
         if array.size != CODES_PER_PATCH * h * w:
             raise InvalidInput(f"{array.size} codes for a {h}x{w} grid, expected {CODES_PER_PATCH * h * w}")
-        pixels = (h * PATCH, w * PATCH) if image_size is None else (image_size[0], image_size[1])
+        pixels = (h * PATCH, w * PATCH) if image_size is None else _pair(image_size, "image_size")
         return cls(array.reshape(h, w, CODES_PER_PATCH), pixels, size, fingerprint)
 
     @classmethod
@@ -156,12 +158,17 @@ class Codes:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, object]) -> Codes:
-        """The inverse of `to_dict`, either form. `image_size` and `fingerprint` may be missing."""
+        """The inverse of `to_dict`, either form.
+
+        `image_size` and `fingerprint` may be missing, other keys are not looked at.
+        """
+        if not isinstance(data, Mapping):
+            raise InvalidInput(f"codes are {type(data).__name__}, expected an object with size, grid and codes")
         missing = [k for k in ("size", "grid") if k not in data]
         if missing:
             raise InvalidInput(f"codes lack {' and '.join(missing)}")
         size, grid, image_size = data["size"], data["grid"], data.get("image_size")
-        fingerprint = data.get("fingerprint") or ""
+        fingerprint = "" if data.get("fingerprint") is None else data["fingerprint"]
         if not isinstance(size, str) or not isinstance(fingerprint, str):
             raise InvalidInput("size and fingerprint must be strings")
         pair = _pair(grid, "grid")
@@ -170,9 +177,12 @@ class Codes:
             raise InvalidInput("expected exactly one of codes and codes_b64")
         if "codes" in data:
             flat = data["codes"]
-            if not isinstance(flat, (list, tuple, np.ndarray)) or any(isinstance(v, bool) for v in flat):
-                raise InvalidInput("codes must be a list of whole numbers")
-            return cls.from_flat(flat if len(flat) else np.zeros(0, np.uint16), pair, size, pixels, fingerprint)
+            if isinstance(flat, (list, tuple)):
+                if any(isinstance(v, bool) for v in flat):
+                    raise InvalidInput("codes hold true or false, expected whole numbers")
+            elif not isinstance(flat, np.ndarray):
+                raise InvalidInput(f"codes are {type(flat).__name__}, expected a list of whole numbers")
+            return cls.from_flat(flat, pair, size, pixels, fingerprint)
         text = data["codes_b64"]
         if not isinstance(text, str):
             raise InvalidInput("codes_b64 must be a string")
@@ -187,7 +197,7 @@ class Codes:
 
         Equal codes give equal bytes: members are written with a fixed date.
         """
-        members = {
+        members: dict[str, npt.NDArray[np.generic]] = {
             "codes": self.array,
             "image_size": np.asarray(self.image_size, np.int32),
             "size": np.asarray(self.size),
@@ -212,60 +222,23 @@ class Codes:
     def from_npz(cls, file: str | os.PathLike[str] | IO[bytes] | bytes, max_bytes: int = MAX_NPZ_BYTES) -> Codes:
         """Read what `to_npz` wrote. Pickles are never read, nor more than `max_bytes` unpacked.
 
-        Raises `InvalidInput` for anything that is not such a file, `TooLarge` over `max_bytes`.
+        Raises `InvalidInput` for anything that is not such a file, `TooLarge` over `max_bytes`, `UnknownModel`
+        for codes of a size there is not, and `OSError` if a path cannot be opened.
         """
-        source = io.BytesIO(file) if isinstance(file, bytes) else file
-        what = str(file) if isinstance(file, (str, Path)) else "npz"
+        what = str(file) if isinstance(file, (str, os.PathLike)) else "npz"
+        arrays = npz.read(file, _MEMBERS, max_bytes, what)
+        size, fingerprint = (npz.text(arrays[name], f"{what}: {name}") for name in ("size", "fingerprint"))
         try:
-            with zipfile.ZipFile(source) as archive:
-                return cls._from_archive(archive, what, max_bytes)
-        except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
-            raise InvalidInput(f"{what}: not a readable npz file ({error})") from None
-
-    @classmethod
-    def _from_archive(cls, archive: zipfile.ZipFile, what: str, max_bytes: int) -> Codes:
-        infos = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
-        if set(infos) != set(_MEMBERS):
-            raise InvalidInput(f"{what}: members {sorted(infos)}, expected {sorted(_MEMBERS)}")
-        budget, arrays = max_bytes, {}
-        for name in _MEMBERS:
-            # The size in the header may lie: read at most what is left, plus one byte to see that there is more.
-            with archive.open(infos[name]) as member:
-                raw = member.read(budget + 1)
-            if len(raw) > budget:
-                raise TooLarge(f"{what}: unpacks to more than {max_bytes} bytes")
-            budget -= len(raw)
-            arrays[name] = _npy(raw, name, what)
-        text = {}
-        for name in ("size", "fingerprint"):
-            if arrays[name].dtype.kind != "U" or arrays[name].ndim:
-                raise InvalidInput(f"{what}: {name} is no string")
-            text[name] = str(arrays[name])
-        try:
-            return cls(arrays["codes"], _pair(arrays["image_size"], "image_size"), text["size"], text["fingerprint"])
+            pixels = _pair(arrays["image_size"], "image_size")
+            array = cast(npt.NDArray[np.uint16], arrays["codes"])  # any whole numbers: the constructor looks
+            return cls(array, pixels, size, fingerprint)
         except (InvalidInput, UnknownModel) as error:
-            raise InvalidInput(f"{what}: {error}") from None
-
-
-def _npy(raw: bytes, name: str, what: str) -> npt.NDArray[np.generic]:
-    """One .npy member, refused before allocation if its header claims more than the bytes there are."""
-    stream = io.BytesIO(raw)
-    try:
-        version = np.lib.format.read_magic(stream)
-        reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, dtype = reader(stream, max_header_size=_MEMBER_HEADER)
-        claimed = int(np.prod(shape, dtype=object)) * dtype.itemsize
-        if dtype.hasobject or claimed != len(raw) - stream.tell():
-            raise ValueError(f"header claims {shape} of {dtype}, {len(raw) - stream.tell()} bytes follow")
-        stream.seek(0)
-        array: npt.NDArray[np.generic] = np.lib.format.read_array(stream, allow_pickle=False)
-    except (ValueError, EOFError, SyntaxError, TypeError) as error:
-        raise InvalidInput(f"{what}: member {name} is no plain array ({error})") from None
-    return array
+            raise type(error)(f"{what}: {error}") from None
 
 
 def _pair(value: object, name: str) -> tuple[int, int]:
-    if isinstance(value, (str, bytes)) or not isinstance(value, (Sequence, np.ndarray)) or len(value) != 2:
+    value = value.tolist() if isinstance(value, np.ndarray) else value
+    if not isinstance(value, (list, tuple)) or len(value) != 2:
         raise InvalidInput(f"{name} is {value!r}, expected two whole numbers")
     return value[0], value[1]
 

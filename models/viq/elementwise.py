@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_GRAIN = 32_768  # at::internal::GRAIN_SIZE: torch gives no thread less than this
+_SHARE = 32_768  # at::internal::GRAIN_SIZE: with this much for every thread, all threads get equal shares
+_PIECE = 16_384  # up to this much, one thread does it all (GELU has a smaller grain than the others)
 _VECTOR = 64  # elements of two 512-bit vectors of 16-bit numbers, the longest step of any vector loop
 
 
@@ -34,8 +35,8 @@ def apply(function_: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     shared = _evenly_shared(whole)
     if shared:
         function_(flat[:shared])
-    for start in range(shared, whole, _GRAIN):
-        function_(flat[start : min(start + _GRAIN, whole)])
+    for start in range(shared, whole, _PIECE):
+        function_(flat[start : min(start + _PIECE, whole)])
     if whole < flat.numel():
         last = flat.new_zeros(_VECTOR)
         last[: flat.numel() - whole] = flat[whole:]
@@ -44,8 +45,7 @@ def apply(function_: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 
 def _evenly_shared(elements: int) -> int:
-    """The longest start of `elements` that torch's threads share in equal whole vectors."""
-    threads = min(torch.get_num_threads(), elements // _GRAIN)
-    if threads < torch.get_num_threads():
-        return threads * _GRAIN
-    return elements - elements % (_VECTOR * threads)
+    """The longest start of `elements` that all of torch's threads share in equal whole vectors."""
+    threads = torch.get_num_threads()
+    even = elements - elements % (_VECTOR * threads)
+    return even if even >= threads * _SHARE or threads == 1 else 0
