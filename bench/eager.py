@@ -103,7 +103,7 @@ class EagerViQ:
         y = _linear(y, p, f"{name}.attn.decrease_dim") if narrow else y
         q, k, v = _linear(y, p, f"{name}.attn.qkv").view(z.shape[0] // 4, 4, 3, -1).unbind(2)
         q, k = rope.rotate(q, table), rope.rotate(k, table)
-        y = F.scaled_dot_product_attention(*(t.transpose(0, 1)[None] for t in (q, k, v)))[0]
+        y = F.scaled_dot_product_attention(*[t.transpose(0, 1)[None] for t in (q, k, v)])[0]  # type: ignore[arg-type]
         y = _linear(y.transpose(0, 1).reshape(z.shape[0], -1), p, f"{name}.attn.proj")
         z = z + (_linear(y, p, f"{name}.attn.increase_dim") if narrow else y)
         return z + self._mlp(_norm(z, p, f"{name}.norm2", 1e-6), p, f"{name}.mlp")

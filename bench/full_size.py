@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -101,9 +102,9 @@ def speed(args: argparse.Namespace, dtype: str) -> list[dict[str, object]]:
         latent = plain.latent(flat, codes.grid)
         same = float((plain_codes.numpy() == codes.flat).mean())
         for what, a, b in (
-            ("encode", lambda: ours.encode([pixels]), lambda: plain.encode(torch.from_numpy(pixels))),
-            ("vae", lambda: _vae(ours, latent), lambda: plain.picture(latent)),
-            ("decode", lambda: ours.decode([codes]), lambda: plain.decode(flat, codes.grid)),
+            ("encode", partial(ours.encode, [pixels]), partial(plain.encode, torch.from_numpy(pixels))),
+            ("vae", partial(_vae, ours, latent), partial(plain.picture, latent)),
+            ("decode", partial(ours.decode, [codes]), partial(plain.decode, flat, codes.grid)),
         ):
             mine, theirs = in_turn(a, b, args.repeats)
             row: dict[str, object] = {"dtype": dtype, "side": side, "what": what, "ours_s": mine, "plain_s": theirs}

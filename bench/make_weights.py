@@ -43,7 +43,11 @@ def main() -> None:
         for name, tensor in embedder.items():
             if name.startswith(theirs):
                 encoder[training + name[len(theirs) :]] = tensor
-    states = {f"model_viq_fsq_{args.size}": encoder, "embedder": embedder, "index_drawer": drawer_state(layout, dtype=dtype)}
+    states = {
+        f"model_viq_fsq_{args.size}": encoder,
+        "embedder": embedder,
+        "index_drawer": drawer_state(layout, dtype=dtype),
+    }
     for stem, state in states.items():
         torch.save(state, folder / f"{stem}.pth")
         print(f"{folder / stem}.pth: {sum(t.numel() for t in state.values()) / 1e6:.1f} M parameters")

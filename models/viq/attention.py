@@ -50,10 +50,10 @@ def _image_by_image(q: Tensor, k: Tensor, v: Tensor, packing: Packing) -> Tensor
     dtype = q.dtype
     if _widens(q.device, dtype):
         q, k, v = q.float(), k.float(), v.float()
-    parts = [
-        F.scaled_dot_product_attention(*(t[start:end].transpose(0, 1)[None] for t in (q, k, v)))[0].transpose(0, 1)
-        for start, end in packing.spans
-    ]
+    parts = []
+    for start, end in packing.spans:
+        image = [t[start:end].transpose(0, 1)[None] for t in (q, k, v)]
+        parts.append(F.scaled_dot_product_attention(image[0], image[1], image[2])[0].transpose(0, 1))
     if packing.rows > packing.patches:
         parts.append(q.new_zeros((packing.rows - packing.patches, *q.shape[1:])))
     return (torch.cat(parts) if len(parts) > 1 else parts[0]).to(dtype)

@@ -147,7 +147,9 @@ def read_manifest(folder: Path, size: str) -> dict[str, object]:
     return manifest
 
 
-def take(file: Mapping[str, Tensor], names: Mapping[str, str], unused: tuple[str, ...], path: Path) -> dict[str, Tensor]:
+def take(
+    file: Mapping[str, Tensor], names: Mapping[str, str], unused: tuple[str, ...], path: Path
+) -> dict[str, Tensor]:
     """The tensors of `file` under a module's own names. Raises `WeightsError` naming one that has no place."""
     taken = {}
     for name, tensor in file.items():
@@ -196,7 +198,7 @@ def cast(tensors: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device
 
 
 def load_encoder(file: TensorFile, size: str, heads: int, dtype: torch.dtype, device: torch.device) -> Encoder:
-    """The encoder of an encoder file. Raises `WeightsError` naming a tensor that is missing, unexpected or misshapen."""
+    """The encoder of an encoder file. Raises `WeightsError` naming a missing, unexpected or misshapen tensor."""
     tensors = take(file, ENCODER_NAMES, ENCODER_UNUSED, file.path)
     kernel = tensors.get("patch_embed.weight")
     if kernel is None or kernel.dim() != 4:

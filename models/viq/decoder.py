@@ -83,9 +83,7 @@ def to_bytes(image: Tensor) -> Tensor:
 
 def decoder_shape(shapes: dict[str, tuple[int, ...]], heads: int) -> DecoderShape:
     """The shape that a decoder's tensors imply, by this module's parameter names; may raise `KeyError`."""
-    return DecoderShape(
-        shapes["norm.weight"][0], heads, count(shapes, "blocks"), shapes["vae.conv_out.weight"][1]
-    )
+    return DecoderShape(shapes["norm.weight"][0], heads, count(shapes, "blocks"), shapes["vae.conv_out.weight"][1])
 
 
 _MAX_PIXELS = 2**20  # of one VAE call: at the released width its maps then stay under 2 GB in float32

@@ -79,7 +79,8 @@ class Embedder(nn.Module):
         x = self.refine(self.merge(x.view(x.shape[0] // CODES_PER_PATCH, -1)))
         for block in self.residual:
             x = block(x)
-        return x * self.scale + self.shift
+        scaled: Tensor = x * self.scale + self.shift
+        return scaled
 
 
 def embedder_shape(shapes: dict[str, tuple[int, ...]]) -> EmbedderShape:

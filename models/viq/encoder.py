@@ -83,9 +83,7 @@ class Encoder(nn.Module):
         self.head_trunk = nn.ModuleList(Block(width, shape.heads) for _ in range(shape.head_blocks))
         self.expand = Mlp(width, CODES_PER_PATCH * width, CODES_PER_PATCH * width)
         self.mix = Mlp(width, width, width)
-        self.headwise = nn.ModuleList(
-            HeadwiseBlock(width, shape.headwise_width) for _ in range(shape.headwise_blocks)
-        )
+        self.headwise = nn.ModuleList(HeadwiseBlock(width, shape.headwise_width) for _ in range(shape.headwise_blocks))
         self.project_in = Linear(width, len(shape.levels))
         self._headwise_width = shape.headwise_width
         self._positions = GridCache(self.position_rows)

@@ -10,6 +10,7 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -46,10 +47,8 @@ def remembered_family(file: TensorFile, manifest: Mapping[str, object], size: st
     if isinstance(known, str) and len(known) == 16 and manifest.get("family_check") == check:
         return known
     computed = family(file, size, heads)
-    try:
+    with suppress(OSError):  # a read-only folder: computed again next time
         write_manifest(file.path.parent, {**manifest, "family": computed, "family_check": check})
-    except OSError:
-        pass  # a read-only folder: computed again next time
     return computed
 
 
@@ -114,4 +113,4 @@ def _line(name: str, tensor: Tensor) -> bytes:
 
 
 def _bytes(tensor: Tensor) -> memoryview:
-    return memoryview(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy())
+    return tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().data

@@ -33,9 +33,7 @@ def patchify(pixels: Sequence[npt.NDArray[np.uint8]], packing: Packing) -> Tenso
     return torch.from_numpy(patches)
 
 
-def normalise(
-    patches: Tensor, image_sizes: Sequence[tuple[int, int]], packing: Packing, dtype: torch.dtype
-) -> Tensor:
+def normalise(patches: Tensor, image_sizes: Sequence[tuple[int, int]], packing: Packing, dtype: torch.dtype) -> Tensor:
     """uint8 patches to values in [-1, 1] of `dtype` on the same device; pixels beyond an edge become 0.
 
     A table of the 256 values makes the division by 255 correctly rounded on every device.

@@ -52,5 +52,3 @@ def _from_hub(name: str, size: str | None) -> Path:
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise WeightsError(f"weights root {name}: could not be fetched ({error})") from None
     return Path(local) / folder
-
-

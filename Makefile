@@ -1,0 +1,74 @@
+# One command each, the same for people, hooks and CI.
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+LOCK := requirements.lock
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.PHONY: help install dev system-packages test check format serve lock golden bench clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is older than 3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --constraint $(LOCK) pip  # dependency groups need a recent one
+
+# torch first: packages that depend on it then keep the pinned one.
+$(VENV)/.installed: $(BIN)/python pyproject.toml $(LOCK)
+	$(PIP) install --quiet --constraint $(LOCK) torch
+	$(PIP) install --quiet --constraint $(LOCK) --editable '.[server]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.installed
+	$(PIP) install --quiet --constraint $(LOCK) --group dev
+	@touch $@
+
+install: $(VENV)/.installed  ## virtual environment with the project and everything needed to serve
+
+dev: $(VENV)/.dev  ## the same with what tests and checks need
+
+serve: install  ## serve on http://127.0.0.1:8000 (ARGS="--http-port 9000 …")
+	$(BIN)/viq serve $(ARGS)
+
+system-packages:  # curl, which a test drives; only as root on Debian, elsewhere that test is skipped and says why
+	@command -v curl >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
+	  && apt-get update -q && apt-get install -qy --no-install-recommends curl; } || true
+
+test: dev system-packages  ## all tests (ARGS="-k codes")
+	$(BIN)/python -m pytest $(ARGS)
+
+check: dev  ## lint, formatting, types, import layers
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: dev  ## format and fix what can be fixed
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+# A fresh environment resolves what pyproject.toml allows; the pinned torch is the one thing chosen by hand.
+TORCH ?= 2.13.0
+lock:  ## write requirements.lock anew (TORCH=version)
+	rm -rf build/lock && $(PYTHON) -m venv build/lock
+	build/lock/bin/python -m pip install --quiet --upgrade pip
+	build/lock/bin/python -m pip install --quiet torch==$(TORCH)
+	build/lock/bin/python -m pip install --quiet --group dev '.[server]'
+	{ echo '# Exact versions of every environment this project makes: written by `make lock`.'; \
+	  build/lock/bin/python -m pip freeze --all --exclude viq-serving | grep -v '^setuptools==' | sed 's/+cpu$$//'; } > $(LOCK)
+	rm -rf build/lock
+
+golden: dev  ## compare with a full folder of golden tensors (GOLDEN=path)
+	$(BIN)/python bench/golden.py $(GOLDEN)
+
+bench: dev  ## the figures of README: row invariance, VAE, full size (minutes, 10 GB of disk under BENCH_DIR)
+	$(BIN)/python bench/row_invariance.py --out bench/results/row_invariance.json
+	$(BIN)/python bench/vae.py --out bench/results/vae.json
+	$(BIN)/python bench/make_weights.py --size 16k -o $(or $(BENCH_DIR),/tmp/viq-full)
+	$(BIN)/python bench/full_size.py $(or $(BENCH_DIR),/tmp/viq-full) --size 16k --out bench/results/full_size.json
+
+clean:  ## remove the virtual environment and caches
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build

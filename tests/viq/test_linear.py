@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from viq.linear import linear, row_multiple
+
+# (inner, out): those of the released model, of the golden ones, and odd ones.
+SHAPES = ((1536, 4608), (1536, 256), (256, 768), (1536, 6), (6144, 256), (64, 192), (64, 5), (16, 48), (128, 6))
+ROWS = (8, 16, 24, 64, 72, 256, 1000, 1024)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("inner", "out"), SHAPES)
+def test_a_row_does_not_depend_on_the_other_rows_or_on_the_threads(
+    inner: int, out: int, dtype: torch.dtype, threads: Callable[[int], None]
+) -> None:
+    make = torch.Generator().manual_seed(inner * out)
+    x = torch.randn(1100, inner, generator=make).to(dtype)
+    weight = (torch.randn(out, inner, generator=make) * inner**-0.5).to(dtype)
+    bias = torch.randn(out, generator=make).to(dtype)
+    threads(1)
+    whole = linear(x, weight, bias)
+    for count in (1, 2, 3, 4):
+        threads(count)
+        for rows in ROWS:
+            for start in (0, 40, 1100 - rows):
+                part = linear(x[start : start + rows].clone(), weight, bias)
+                assert torch.equal(part, whole[start : start + rows]), (count, rows, start)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_product_is_the_exact_one_rounded_once(dtype: torch.dtype) -> None:
+    make = torch.Generator().manual_seed(0)
+    x, weight, bias = (torch.randn(shape, generator=make).to(dtype) for shape in ((64, 512), (96, 512), (96,)))
+    exact = x.double() @ weight.double().T + bias.double()
+    tolerance = {torch.float32: 1e-4, torch.bfloat16: 2**-8, torch.float16: 2**-11}[dtype]
+    assert ((linear(x, weight, bias).double() - exact).abs() / exact.abs().clamp_min(1)).max() <= tolerance
+
+
+def test_weights_that_train_get_gradients() -> None:
+    weight = torch.randn(4, 8, requires_grad=True)
+    linear(torch.randn(3, 8), weight, torch.zeros(4)).sum().backward()
+    assert weight.grad is not None
+    assert weight.grad.abs().sum() > 0
+
+
+def test_packed_rows_on_a_cpu_are_never_fewer_than_the_kernel_needs() -> None:
+    assert row_multiple(torch.device("cpu")) >= 2
