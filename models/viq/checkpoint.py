@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from viq.config import variant
+from viq.config import PATCH, variant
 from viq.decoder import Decoder, decoder_shape
 from viq.embedder import Embedder, embedder_shape
 from viq.encoder import Encoder, encoder_shape
@@ -29,7 +29,12 @@ from viq.hardware import multiplies_natively
 from viq.vae import fold
 
 DEFAULT_HEADS = 16
+SUFFIXES = (".safetensors", ".pth")
+"""Formats of a weights file, the preferred one first."""
+
 Module = TypeVar("Module", bound=nn.Module)
+Shapes = Mapping[str, tuple[int, ...]]
+_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 ENCODER_NAMES = {
     "patch_embed.proj.": "patch_embed.",
@@ -83,6 +88,17 @@ DECODER_UNUSED = ("vae_head.vae.encoder.", "vae_head.vae.quant_conv.")
 _UPSAMPLER = ".upsamplers.0.resample.1."
 _TIME = ".upsamplers.0.time_conv."  # passes a first frame through: never needed
 
+# The tensors, by parameter, that say how large a network is or that its parts are there; with their dimensions.
+_ENCODER_RANKS = {
+    "patch_embed.weight": 2,
+    "pos_embed": 3,
+    "trunk.0.norm1.weight": 1,
+    "head_trunk.0.norm1.weight": 1,
+    "headwise.0.norm1.weight": 1,
+}
+_EMBEDDER_RANKS = {"codebook": 2, "lift.weight": 2, "residual.2.norm.weight": 1}
+_DECODER_RANKS = {"norm.weight": 1, "blocks.2.norm1.weight": 1, "vae.conv_out.weight": 5}
+
 
 @dataclass(frozen=True)
 class TensorFile(Mapping[str, Tensor]):
@@ -101,23 +117,38 @@ class TensorFile(Mapping[str, Tensor]):
         return len(self.tensors)
 
 
-def open_tensors(path: Path) -> TensorFile:
-    """Map a `.safetensors` or `.pth` file. Raises `WeightsError` for anything but a file of plain tensors."""
+def open_tensors(path: Path, prefix: str = "") -> TensorFile:
+    """Map a `.safetensors` or `.pth` file, of which only tensors whose name starts with `prefix` are taken.
+
+    Raises `WeightsError` for anything but a file of tensors, and for one taken that is not of plain floats.
+    """
     if not path.is_file():
         raise WeightsError(f"{path}: no such file")
     tensors = _open_safetensors(path) if path.suffix == ".safetensors" else _open_pickle(path)
+    tensors = {name: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    if not tensors:
+        raise WeightsError(f"{path}: holds no tensor" + (f" whose name starts with {prefix}" if prefix else ""))
     for name, tensor in tensors.items():
-        if tensor.layout != torch.strided or tensor.is_quantized or not tensor.dtype.is_floating_point:
-            raise WeightsError(f"{path}: tensor {name} is {tensor.dtype} {tensor.layout}, expected dense floats")
+        if not _is_plain(tensor):
+            kind = "nested" if tensor.is_nested else f"{tensor.dtype} {tensor.layout} on {tensor.device}"
+            raise WeightsError(f"{path}: tensor {name} is {kind}, expected dense floats of 16, 32 or 64 bits")
+        # A few bytes repeated by a stride of 0 can claim any shape, and would take its memory when they are read.
+        if tensor.nbytes > tensor.untyped_storage().nbytes():
+            raise WeightsError(f"{path}: tensor {name} {tuple(tensor.shape)} has fewer bytes than its shape says")
     return TensorFile(path, tensors)
 
 
 def find(folder: Path, stem: str) -> Path:
     """The file of `stem` in a weights folder, safetensors before pth. Raises `WeightsError` if there is none."""
-    for suffix in (".safetensors", ".pth"):
+    for suffix in SUFFIXES:
         if (folder / f"{stem}{suffix}").is_file():
             return folder / f"{stem}{suffix}"
     raise WeightsError(f"{folder}: neither {stem}.safetensors nor {stem}.pth")
+
+
+def holds(folder: Path, stem: str) -> bool:
+    """Whether a weights folder has the file of `stem`, in either format."""
+    return any((folder / f"{stem}{suffix}").is_file() for suffix in SUFFIXES)
 
 
 def encoder_stem(size: str) -> str:
@@ -132,7 +163,7 @@ def read_manifest(folder: Path, size: str) -> dict[str, object]:
         return {}
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise WeightsError(f"{path}: not readable as JSON ({error})") from None
     if not isinstance(manifest, dict):
         raise WeightsError(f"{path}: holds {type(manifest).__name__}, expected an object")
@@ -156,35 +187,57 @@ def take(
         if name.startswith(unused):
             continue
         prefix = next((p for p in names if name == p or (p.endswith(".") and name.startswith(p))), None)
-        if prefix is None:
+        ours = None if prefix is None else names[prefix] + name[len(prefix) :]
+        # Two names for one parameter: the one that does not translate back is in excess.
+        if ours is None or _file_name(ours, names) != name:
             raise WeightsError(f"{path}: unexpected tensor {name}")
-        taken[names[prefix] + name[len(prefix) :]] = tensor
+        taken[ours] = tensor
     return taken
 
 
 def fill(module: Module, tensors: Mapping[str, Tensor], names: Mapping[str, str], path: Path) -> Module:
     """Give a module made on the meta device its tensors. Raises `WeightsError` naming one that does not fit."""
-    wanted = {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
-    for name, shape in wanted.items():
-        if name not in tensors:
-            raise WeightsError(f"{path}: missing tensor {_file_name(name, names)}")
-        if tuple(tensors[name].shape) != shape:
-            found = tuple(tensors[name].shape)
-            raise WeightsError(f"{path}: tensor {_file_name(name, names)} has shape {found}, expected {shape}")
-    for name in tensors:
-        if name not in wanted:
-            raise WeightsError(f"{path}: unexpected tensor {_file_name(name, names)}")
+    compare(shapes_of(tensors), parameter_shapes(module), names, path)
     module.load_state_dict(dict(tensors), strict=True, assign=True)
     return module.requires_grad_(False).eval()
 
 
-def build(make: Callable[[], Module], path: Path) -> Module:
-    """Make a module on the meta device; a tensor whose absence or shape makes that impossible is a `WeightsError`."""
+def compare(found: Shapes, wanted: Shapes, names: Mapping[str, str], path: Path) -> None:
+    """Raise `WeightsError` naming, as the file does, a tensor that is missing, misshapen or unexpected."""
+    for name, shape in wanted.items():
+        if name not in found:
+            raise WeightsError(f"{path}: missing tensor {_file_name(name, names)}")
+        if found[name] != shape:
+            raise WeightsError(f"{path}: tensor {_file_name(name, names)} has shape {found[name]}, expected {shape}")
+    for name in found:
+        if name not in wanted:
+            raise WeightsError(f"{path}: unexpected tensor {_file_name(name, names)}")
+
+
+def build(
+    make: Callable[[], Module], found: Shapes, ranks: Mapping[str, int], names: Mapping[str, str], path: Path
+) -> Module:
+    """Make a module on the meta device from tensors' shapes.
+
+    `ranks` has the number of dimensions of the tensors that its sizes are read off. Raises `WeightsError`
+    naming one of them that is missing or has another number, or saying why the sizes make no network.
+    """
+    for name, rank in ranks.items():
+        if name not in found:
+            raise WeightsError(f"{path}: missing tensor {_file_name(name, names)}")
+        if len(found[name]) != rank or 0 in found[name]:
+            kind = f"{rank} dimensions, none of them 0"
+            raise WeightsError(f"{path}: tensor {_file_name(name, names)} has shape {found[name]}, expected {kind}")
     try:
         with torch.device("meta"):
             return make()
-    except (KeyError, IndexError, ValueError, ZeroDivisionError, RuntimeError) as error:
-        raise WeightsError(f"{path}: tensors do not make a network (at {error})") from None
+    except (KeyError, IndexError, ValueError, RuntimeError) as error:
+        raise WeightsError(f"{path}: tensors do not make a network ({error})") from None
+
+
+def parameter_shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Shape of every parameter."""
+    return {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
 
 
 def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
@@ -201,38 +254,50 @@ def load_encoder(file: TensorFile, size: str, heads: int, dtype: torch.dtype, de
     """The encoder of an encoder file. Raises `WeightsError` naming a missing, unexpected or misshapen tensor."""
     tensors = take(file, ENCODER_NAMES, ENCODER_UNUSED, file.path)
     kernel = tensors.get("patch_embed.weight")
-    if kernel is None or kernel.dim() != 4:
-        raise WeightsError(f"{file.path}: missing tensor patch_embed.proj.weight, or it is no convolution")
-    tensors["patch_embed.weight"] = kernel.reshape(kernel.shape[0], -1)
+    if kernel is not None:
+        expected = (*kernel.shape[:1], 3, PATCH, PATCH)
+        if tuple(kernel.shape) != expected:
+            found = tuple(kernel.shape)
+            raise WeightsError(f"{file.path}: tensor patch_embed.proj.weight has shape {found}, expected {expected}")
+        tensors["patch_embed.weight"] = kernel.reshape(expected[0], 3 * PATCH * PATCH)
     levels = _variant_levels(size)
     shapes = shapes_of(tensors)
-    encoder = build(lambda: Encoder(encoder_shape(shapes, heads, levels)), file.path)
-    if shapes["patch_embed.weight"][0] % heads:
-        raise WeightsError(f"{file.path}: width {shapes['patch_embed.weight'][0]} is no multiple of {heads} heads")
+    encoder = build(
+        lambda: Encoder(encoder_shape(shapes, heads, levels)), shapes, _ENCODER_RANKS, ENCODER_NAMES, file.path
+    )
+    _check_heads(shapes["patch_embed.weight"][0], heads, file.path)
     return fill(encoder, cast(tensors, dtype, device), ENCODER_NAMES, file.path)
 
 
 def load_embedder(file: TensorFile, size: str, dtype: torch.dtype, device: torch.device) -> Embedder:
     """The embedder, from its own file or from a drawer's copy. Raises `WeightsError` as `load_encoder` does."""
-    tensors = take(file, EMBEDDER_NAMES, tuple(DECODER_NAMES) + DECODER_UNUSED, file.path)
-    levels = _variant_levels(size)
-    embedder = build(lambda: Embedder(embedder_shape(shapes_of(tensors))), file.path)
-    embedder = fill(embedder, cast(tensors, dtype, device), EMBEDDER_NAMES, file.path)
-    stored, expected = tensors["codebook"], codebook(levels)
-    if stored.shape != expected.shape or not torch.equal(stored, expected.to(stored.dtype)):
-        raise WeightsError(
-            f"{file.path}: tensor ori_codebook.weight {tuple(stored.shape)} is not the codebook of size {size}, "
-            f"{tuple(expected.shape)} with levels {list(levels)}"
-        )
-    return embedder
+    tensors, embedder = _embedder(file, size)
+    return fill(embedder, cast(tensors, dtype, device), EMBEDDER_NAMES, file.path)
+
+
+def check_copy(drawer: TensorFile, size: str) -> None:
+    """Raise `WeightsError` unless a drawer's copy of the embedder is whole and of `size`; reads its codebook only.
+
+    That tells a drawer of another size, whose own layers have the same shapes.
+    """
+    tensors, embedder = _embedder(drawer, size)
+    compare(shapes_of(tensors), parameter_shapes(embedder), EMBEDDER_NAMES, drawer.path)
 
 
 def load_decoder(file: TensorFile, heads: int, dtype: torch.dtype, device: torch.device) -> Decoder:
-    """The decoder of a drawer file, its 3-D kernels folded. Raises `WeightsError` as `load_encoder` does."""
+    """The decoder of a drawer file, its 3-D kernels folded. Raises `WeightsError` as `load_encoder` does.
+
+    The file's copy of the embedder is left alone: `check_copy` and `load_embedder` are for that.
+    """
     tensors = take(file, DECODER_NAMES, tuple(EMBEDDER_NAMES) + DECODER_UNUSED, file.path)
-    tensors = {name: fold(t) if name.startswith("vae.") else t for name, t in tensors.items() if _TIME not in name}
-    tensors = {name.replace(_UPSAMPLER, ".upsample."): tensor for name, tensor in tensors.items()}
-    decoder = build(lambda: Decoder(decoder_shape(shapes_of(tensors), heads)), file.path)
+    tensors = {name.replace(_UPSAMPLER, ".upsample."): t for name, t in tensors.items() if _TIME not in name}
+    stored = shapes_of(tensors)
+    decoder = build(lambda: Decoder(decoder_shape(stored, heads)), stored, _DECODER_RANKS, DECODER_NAMES, file.path)
+    _check_heads(stored["norm.weight"][0], heads, file.path)
+    # Before folding, which would make a kernel of the wrong length in time fit.
+    unfolded = {name: _unfolded(name, shape) for name, shape in parameter_shapes(decoder).items()}
+    compare(stored, unfolded, DECODER_NAMES, file.path)
+    tensors = {name: fold(t) if name.startswith("vae.") else t for name, t in tensors.items()}
     # Without matrix instructions for the dtype, convolutions in float32 are 5 times as fast and no less right.
     picture = dtype if device.type != "cpu" or multiplies_natively(dtype) else torch.float32
     parts = {True: {}, False: {}}  # type: dict[bool, dict[str, Tensor]]
@@ -245,6 +310,44 @@ def load_decoder(file: TensorFile, heads: int, dtype: torch.dtype, device: torch
         for name, t in pictures.items()
     }
     return fill(decoder, {**cast(parts[False], dtype, device), **pictures}, DECODER_NAMES, file.path)
+
+
+def _embedder(file: TensorFile, size: str) -> tuple[dict[str, Tensor], Embedder]:
+    """An embedder's tensors by module name, and the module still without them; the codebook is checked."""
+    is_drawer = "vae_head.conv_out.weight" in file
+    unused = tuple(DECODER_NAMES) + DECODER_UNUSED if is_drawer else ()
+    tensors = take(file, EMBEDDER_NAMES, unused, file.path)
+    shapes = shapes_of(tensors)
+    embedder = build(lambda: Embedder(embedder_shape(shapes)), shapes, _EMBEDDER_RANKS, EMBEDDER_NAMES, file.path)
+    levels = _variant_levels(size)
+    stored, expected = tensors["codebook"], codebook(levels)
+    if stored.shape != expected.shape or not torch.equal(stored, expected.to(stored.dtype)):
+        raise WeightsError(
+            f"{file.path}: tensor ori_codebook.weight {tuple(stored.shape)} is not the codebook of size {size}, "
+            f"{tuple(expected.shape)} with levels {list(levels)}"
+        )
+    return tensors, embedder
+
+
+def _unfolded(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The stored shape of a decoder's parameter: the VAE's kernels are cubes, but for its 2-D layers."""
+    if not name.startswith("vae."):
+        return shape
+    flat = ".attentions." in name or ".upsample." in name
+    if name.endswith(".gamma"):
+        return (*shape, 1, 1) if flat else (*shape, 1, 1, 1)
+    return shape if flat or len(shape) != 4 else (*shape[:2], shape[2], *shape[2:])
+
+
+def _check_heads(width: int, heads: int, path: Path) -> None:
+    if heads < 1 or width % heads:
+        raise WeightsError(f"{path}: width {width} is no multiple of {heads} heads")
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    if tensor.is_nested or tensor.layout != torch.strided or tensor.is_quantized:
+        return False
+    return tensor.dtype in _FLOATS and tensor.device.type == "cpu"
 
 
 def _variant_levels(size: str) -> tuple[int, ...]:
@@ -277,13 +380,16 @@ def _open_pickle(path: Path) -> dict[str, Tensor]:
         # weights_only: an unpickler that knows tensors and containers, and refuses everything else unrun.
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
-        raise WeightsError(f"{path}: refused, it holds more than plain tensors ({reason})") from None
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, TypeError, AttributeError) as error:
-        raise WeightsError(f"{path}: not a readable torch.save file ({str(error).splitlines()[0]})") from None
+        raise WeightsError(f"{path}: refused, it holds more than plain tensors ({_first_line(error)})") from None
+    except Exception as error:  # noqa: BLE001 - damaged bytes can drive an unpickler into any error
+        raise WeightsError(f"{path}: not a readable torch.save file ({_first_line(error)})") from None
     if not isinstance(loaded, dict):
         raise WeightsError(f"{path}: holds {type(loaded).__name__}, expected a dictionary of tensors")
     for name, tensor in loaded.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
             raise WeightsError(f"{path}: entry {name!r} is {type(tensor).__name__}, expected a tensor")
     return loaded
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -13,7 +13,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from viq.checkpoint import (
+    DECODER_UNUSED,
     DEFAULT_HEADS,
+    ENCODER_UNUSED,
     TensorFile,
     encoder_stem,
     load_decoder,
@@ -57,16 +59,23 @@ def convert(
     The folder appears whole: files are written beside it and moved when all are good, and with `verify` only
     after encode, embed and decode through them have given the same bytes as the network built from the
     checkpoint directly. Equal inputs give equal files. Raises `WeightsError` naming the tensor at fault,
-    `InvalidInput` for a size or format there is not.
+    `UnknownModel` for a size there is not, `InvalidInput` for such a format or number of heads.
     """
     say = progress or (lambda _: None)
     if file_format not in ("pth", "safetensors"):
         raise InvalidInput(f"format {file_format!r}; there are pth and safetensors")
+    if num_heads < 1:
+        raise InvalidInput(f"num_heads is {num_heads}, expected at least 1")
     variant(size)
     _refuse_mixture(root / f"converted_{size}", size, file_format)
     say(f"reading {checkpoint}")
-    trained = rename(open_tensors(checkpoint))
-    states = split(trained, size)
+    # Only the vision tower's tensors: the others may well be integers.
+    trained = open_tensors(checkpoint, PREFIX)
+    try:
+        states = split(rename(trained), size)
+    except WeightsError as error:
+        raise WeightsError(f"{checkpoint}: {error}") from None
+    _refuse_not_finite(states, checkpoint)
     # Loading them all now refuses a checkpoint with a tensor missing before anything is written.
     direct = _Networks({stem: TensorFile(checkpoint, state) for stem, state in states.items()}, size, num_heads)
     root.mkdir(parents=True, exist_ok=True)
@@ -100,6 +109,8 @@ def rename(checkpoint: Mapping[str, Tensor]) -> State:
         released = name.removeprefix(PREFIX)
         for old, new in _RENAMED:
             released = released.replace(old, new)
+        if released in state:
+            raise WeightsError(f"two tensors become {released}, one of them {name}")
         state[released] = tensor
     if not state:
         raise WeightsError(f"no tensor starts with {PREFIX}: not a training checkpoint")
@@ -114,9 +125,10 @@ def split(state: Mapping[str, Tensor], size: str) -> dict[str, State]:
     """Released names to the contents of the three files, by stem. Raises `WeightsError` for another size's tensors."""
     levels = variant(size).levels
     dimensions = state.get("fusion_block.vq_low.project_in.weight")
-    if dimensions is None or dimensions.shape[0] != len(levels):
-        found = "missing" if dimensions is None else f"for {dimensions.shape[0]} levels"
-        raise WeightsError(f"tensor fusion_block.vq_low.project_in.weight is {found}, size {size} has {len(levels)}")
+    if dimensions is None or dimensions.shape[:1] != (len(levels),):
+        found = "missing" if dimensions is None else f"of shape {tuple(dimensions.shape)}"
+        wanted = f"size {size} has {len(levels)} levels"
+        raise WeightsError(f"tensor fusion_block.vq_low.project_in.weight is {found}, {wanted}")
     embedder: State = {"ori_codebook.weight": codebook(levels).to(dimensions.dtype)}
     for name, tensor in state.items():
         for old, new in _EMBEDDER:
@@ -167,17 +179,17 @@ def _verify(written: _Networks, direct: _Networks) -> None:
 
 def _resize_positions(positions: Tensor) -> Tensor:
     side = round(positions.shape[1] ** 0.5) if positions.dim() == 3 else 0
-    if positions.dim() != 3 or side * side != positions.shape[1]:
+    if positions.numel() == 0 or positions.shape[0] != 1 or side * side != positions.shape[1]:
         raise WeightsError(f"tensor pos_embed has shape {tuple(positions.shape)}, expected (1, side * side, width)")
     if side == GRID:
         return positions
-    square = positions.view(1, side, side, -1).permute(0, 3, 1, 2)
+    square = positions.reshape(1, side, side, -1).permute(0, 3, 1, 2)
     resized = F.interpolate(square, size=(GRID, GRID), mode="bicubic", align_corners=False)
     return resized.permute(0, 2, 3, 1).reshape(1, GRID * GRID, -1)
 
 
 def _resize_kernel(kernel: Tensor) -> Tensor:
-    if kernel.dim() != 4:
+    if kernel.dim() != 4 or kernel.numel() == 0:
         raise WeightsError(f"tensor patch_embed.proj.weight has shape {tuple(kernel.shape)}, expected 4 dimensions")
     if kernel.shape[-2:] == (PATCH, PATCH):
         return kernel
@@ -185,11 +197,14 @@ def _resize_kernel(kernel: Tensor) -> Tensor:
 
 
 def _write(state: State, path: Path) -> None:
-    # A view would drag its whole storage into the file.
-    whole = {
-        name: t if t.is_contiguous() and t.untyped_storage().nbytes() == t.nbytes else t.clone().contiguous()
-        for name, t in state.items()
-    }
+    whole: State = {}
+    seen: set[int] = set()
+    for name, tensor in state.items():
+        # A view would drag its whole storage into the file, and of two tensors on one storage safetensors takes none.
+        own = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes
+        own = own and tensor.data_ptr() not in seen
+        whole[name] = tensor if own else tensor.clone(memory_format=torch.contiguous_format)
+        seen.add(whole[name].data_ptr())
     if path.suffix == ".safetensors":
         save_file(whole, path, metadata={"format": "pt"})
     else:
@@ -207,6 +222,15 @@ def _publish(folder: Path, target: Path) -> Path:
     for file in sorted(folder.iterdir()):
         file.replace(target / file.name)
     return target
+
+
+def _refuse_not_finite(states: Mapping[str, State], checkpoint: Path) -> None:
+    """Raise `WeightsError` naming a needed tensor with a NaN or infinity: a run that went wrong has no codes."""
+    for stem, state in states.items():
+        unused = DECODER_UNUSED if stem == "index_drawer" else ENCODER_UNUSED if stem != "embedder" else ()
+        for name, tensor in state.items():
+            if not name.startswith(unused) and not tensor.isfinite().all():
+                raise WeightsError(f"{checkpoint}: tensor {name} of {stem} holds a NaN or an infinity")
 
 
 def _refuse_mixture(target: Path, size: str, file_format: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
@@ -19,6 +20,7 @@ from torch import Tensor
 from viq import attention, linear
 from viq.checkpoint import ENCODER_UNUSED, TensorFile
 from viq.config import PREPROCESSING, variant
+from viq.errors import WeightsError
 from viq.hardware import instruction_set
 
 _SAMPLES, _SAMPLE_BYTES = 16, 512
@@ -43,13 +45,24 @@ def remembered_family(file: TensorFile, manifest: Mapping[str, object], size: st
     samples of every tensor, so that a file replaced by another is noticed.
     """
     check = sample_check(file, size, heads)
-    known = manifest.get("family")
-    if isinstance(known, str) and len(known) == 16 and manifest.get("family_check") == check:
+    known = _named_family(manifest)
+    if known is not None and manifest.get("family_check") == check:
         return known
     computed = family(file, size, heads)
     with suppress(OSError):  # a read-only folder: computed again next time
         write_manifest(file.path.parent, {**manifest, "family": computed, "family_check": check})
     return computed
+
+
+def stated_family(manifest: Mapping[str, object], folder: Path) -> str:
+    """The family that `viq.json` names, taken at its word where there is no encoder file to compute it from.
+
+    Raises `WeightsError` if it names none: features of codes from other weights would then go unnoticed.
+    """
+    known = _named_family(manifest)
+    if known is None:
+        raise WeightsError(f"{folder}: no encoder file, and no family of 16 hex digits in viq.json in its place")
+    return known
 
 
 def sample_check(file: Mapping[str, Tensor], size: str, heads: int) -> str:
@@ -98,6 +111,11 @@ def _device(device: torch.device, dtype: torch.dtype) -> str:
         major, minor = torch.cuda.get_device_capability(device)
         return f"cuda/sm_{major}{minor}"
     return "cpu" if dtype == torch.float32 else f"cpu/{instruction_set()}"
+
+
+def _named_family(manifest: Mapping[str, object]) -> str | None:
+    known = manifest.get("family")
+    return known if isinstance(known, str) and re.fullmatch("[0-9a-f]{16}", known) else None
 
 
 def _needed(file: Mapping[str, Tensor]) -> list[tuple[str, Tensor]]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from viq.config import RELEASED_SIZES, VARIANTS, variant
+from viq.config import VARIANTS, variant
 from viq.errors import WeightsError
 
-_HUB = re.compile(r"hf:(?P<repo>[\w.-]+/[\w.-]+)(?:/(?P<folder>[\w./-]+?))?/?(?:@(?P<revision>[\w./-]+))?")
+_HUB = re.compile(r"hf:(?P<repo>[\w.-]+/[\w.-]+)(?P<folder>(?:/[\w.-]+)*)/?(?:@(?P<revision>[\w./-]+))?")
 _WANTED = ("*.safetensors", "*.pth", "viq.json")
 
 
@@ -42,13 +42,33 @@ def _from_hub(name: str, size: str | None) -> Path:
         raise WeightsError(f"weights root {name!r}: expected hf:ORG/REPO[/SUBDIR][@REV]")
     # Imported here so that local weights work without the hub's client.
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    folder = f"{match['folder']}/" if match["folder"] else ""
-    sizes = (size,) if size else (*RELEASED_SIZES, "nano")
-    patterns = [f"{folder}converted_{s}/{wanted}" for s in sizes for wanted in _WANTED]
+    repo, revision = match["repo"], match["revision"]
+    folder = f"{match['folder'].removeprefix('/')}/" if match["folder"] else ""
     try:
-        local = snapshot_download(match["repo"], revision=match["revision"], allow_patterns=patterns)
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        sizes = _sizes_on_hub(repo, revision, folder) if size is None else (size,)
+        # Said before gigabytes of several sizes are fetched; where the hub cannot be asked, what is at hand decides.
+        if sizes is not None and len(sizes) != 1:
+            held = f"it holds {', '.join(sizes) or 'no converted_<size> folder'}"
+            raise WeightsError(f"weights root {name}: name a size; {held}")
+        patterns = [f"{folder}converted_{s}/{wanted}" for s in sizes or () for wanted in _WANTED]
+        local = snapshot_download(repo, revision=revision, allow_patterns=patterns, local_files_only=sizes is None)
+    except WeightsError:
+        raise
+    except Exception as error:  # noqa: BLE001 - the client passes on errors of an HTTP library that varies by version
         raise WeightsError(f"weights root {name}: could not be fetched ({error})") from None
     return Path(local) / folder
+
+
+def _sizes_on_hub(repo: str, revision: str | None, folder: str) -> tuple[str, ...] | None:
+    """The sizes that a hub folder holds; `None` if the hub is out of reach."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        files = HfApi().list_repo_files(repo, revision=revision)
+    except (HfHubHTTPError, ValueError):
+        raise
+    except Exception:  # noqa: BLE001 - no connection, in the words of whichever HTTP library
+        return None
+    return tuple(s for s in VARIANTS if any(file.startswith(f"{folder}converted_{s}/") for file in files))

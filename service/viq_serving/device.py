@@ -28,11 +28,10 @@ _WARM_UP_SIDE = 32  # pixels
 
 
 class Device:
-    """The loaded models and their thread. `budget` is the most patches of one forward, unless one image has more."""
+    """The loaded models and their thread."""
 
-    def __init__(self, budget: int) -> None:
+    def __init__(self) -> None:
         self.models: dict[str, ViQ] = {}
-        self._budget = budget
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="viq-device")
 
     async def load(self, load: Callable[[], Sequence[ViQ]]) -> list[ModelInfo]:
@@ -46,33 +45,18 @@ class Device:
         watch: Stopwatch,
         forward: Callable[[Sequence[A]], Sequence[B]],
         items: Sequence[A | ViQError],
-        patches: Callable[[A], int],
     ) -> list[B | ViQError]:
-        """`forward` over the items that are no errors, in packs of bounded size; errors keep their place."""
+        """`forward` over the items that are no errors; errors keep their place."""
         good = [item for item in items if not isinstance(item, ViQError)]
-        made: list[B] = []
-        for pack in packs([patches(item) for item in good], self._budget):
-            work = _timed(watch, partial(forward, good[pack]))
-            made += await asyncio.get_running_loop().run_in_executor(self._thread, work)
-        answers = iter(made)
+        if not good:
+            return list(items)  # type: ignore[arg-type]  # all are errors
+        work = _timed(watch, partial(forward, good))
+        answers = iter(await asyncio.get_running_loop().run_in_executor(self._thread, work))
         return [item if isinstance(item, ViQError) else next(answers) for item in items]
 
     def close(self) -> None:
         """Let what runs finish and the thread end."""
         self._thread.shutdown(wait=True, cancel_futures=True)
-
-
-def packs(patches: Sequence[int], budget: int) -> list[slice]:
-    """Cut a sequence into runs of at most `budget` patches each; an item over the budget runs alone."""
-    cuts, start, held = [], 0, 0
-    for index, count in enumerate(patches):
-        if index > start and held + count > budget:
-            cuts.append(slice(start, index))
-            start, held = index, 0
-        held += count
-    if len(patches) > start:
-        cuts.append(slice(start, len(patches)))
-    return cuts
 
 
 def _timed(watch: Stopwatch, work: Callable[[], B]) -> Callable[[], B]:

@@ -20,6 +20,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 
 _ORIENTATION = 0x0112
 _QUARTER_TURNS = (5, 6, 7, 8)
+_PNG_START = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"
 _WEBP_SIDE, _JPEG_SIDE = 16_383, 65_535
 
 _BROKEN = (*UNDECODABLE, AttributeError, ArithmeticError, UserWarning, zlib.error)
@@ -63,15 +64,14 @@ def probe(data: bytes, limits: ImageLimits, *, exif: bool = True) -> ImageHeader
     """
     with _open(data, limits) as image:
         width, height = image.size
-        if exif and _orientation(image) in _QUARTER_TURNS:
+        # Pillow gives the size of a TIFF as it is after orientation, that of all others as stored.
+        if _orientation(image) in _QUARTER_TURNS and exif != (image.format == "TIFF"):
             width, height = height, width
         h, w = grid_of(height, width)
         return ImageHeader(image.format or "", width, height, h * w)
 
 
-def decode(
-    data: bytes, limits: ImageLimits, *, exif: bool = True, alpha: Alpha = "white"
-) -> npt.NDArray[np.uint8]:
+def decode(data: bytes, limits: ImageLimits, *, exif: bool = True, alpha: Alpha = "white") -> npt.NDArray[np.uint8]:
     """Pixels `(H, W, 3)` of an image file within `limits`.
 
     Raises `InvalidInput` for what cannot be decoded whole, `TooLarge` over a limit, before any pixel is decoded.
@@ -112,6 +112,9 @@ def _open(data: bytes, limits: ImageLimits) -> Image.Image:
         raise InvalidInput("image is empty (0 bytes)")
     if len(data) > limits.max_bytes:
         raise TooLarge(f"image is {len(data)} bytes, the limit is {limits.max_bytes}")
+    if data.startswith(_PNG_START):
+        # Pillow opens a PNG only when all that stands before the pixels is sound; its claim is read first.
+        _refuse_over(int.from_bytes(data[20:24]), int.from_bytes(data[16:20]), limits)
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -122,11 +125,14 @@ def _open(data: bytes, limits: ImageLimits) -> Image.Image:
         # Pillow says so, as a ValueError, of text chunks that unpack to more than it will hold.
         kind = TooLarge if "too large" in str(error) else InvalidInput
         raise kind(f"image header cannot be read: {error}") from None
-    over = over_limit(image.height, image.width, limits)
-    if over is not None:
-        image.close()
-        raise TooLarge(f"image is over {over}")
+    _refuse_over(image.height, image.width, limits)
     return image
+
+
+def _refuse_over(height: int, width: int, limits: ImageLimits) -> None:
+    over = over_limit(height, width, limits)
+    if over is not None:
+        raise TooLarge(f"image is over {over}")
 
 
 def _orientation(image: Image.Image) -> int:

@@ -46,28 +46,33 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", case_sensitive=False)
 
     weights_root: str | None = Field(
-        None, description="folder holding converted_<size>/, or hf:ORG/REPO[/SUBDIR][@REV]; none: the nano checkpoint"
+        default=None,
+        description="folder holding converted_<size>/, or hf:ORG/REPO[/SUBDIR][@REV]; none: the nano checkpoint",
     )
     size: Annotated[tuple[str, ...], NoDecode] = Field(
-        (), description="size to load, repeatable; the first is the default of requests that name none"
+        default=(), description="size to load, repeatable; the first is the default of requests that name none"
     )
-    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")
     dtype: Literal["auto", "bfloat16", "float32", "float16"] = Field(
-        "auto", description="compute type; auto is bfloat16 on CUDA and float32 on CPU"
+        default="auto", description="compute type; auto is bfloat16 on CUDA and float32 on CPU"
     )
-    host: str = Field("127.0.0.1", description="address to listen on")
-    http_port: int = Field(8000, ge=0, le=65535, description="HTTP port; 0 lets the system choose")
+    host: str = Field(default="127.0.0.1", description="address to listen on")
+    http_port: int = Field(default=8000, ge=0, le=65535, description="HTTP port; 0 lets the system choose")
     drain_delay: float = Field(
-        5.0, ge=0, description="seconds to go on serving after SIGTERM, while load balancers notice"
+        default=5.0, ge=0, description="seconds to go on serving after SIGTERM, while load balancers notice"
     )
-    max_body_bytes: int = Field(64 * 2**20, ge=1, description="largest request body in bytes")
-    max_images: int = Field(64, ge=1, description="most images in one request")
+    max_body_bytes: int = Field(default=64 * 2**20, ge=1, description="largest request body in bytes")
+    max_images: int = Field(default=64, ge=1, description="most images in one request")
     max_pixels: int = Field(
-        50_000_000, ge=1, le=178_956_970, description="most pixels in one image, as its header says"
+        default=50_000_000, ge=1, le=178_956_970, description="most pixels in one image, as its header says"
     )
-    max_patches: int = Field(16_384, ge=1, description="most 16x16 patches in one image")
-    body_read_timeout_s: float = Field(30.0, gt=0, description="seconds within which a request body must arrive")
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe log line shown")
+    max_patches: int = Field(default=16_384, ge=1, description="most 16x16 patches in one image")
+    body_read_timeout_s: float = Field(
+        default=30.0, gt=0, description="seconds within which a request body must arrive"
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="least severe log line shown"
+    )
 
     @classmethod
     def load(cls, flags: Mapping[str, object] | None = None) -> Settings:
@@ -112,6 +117,11 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Flags, then the environment, and nothing else: no .env file is read."""
         return init_settings, _Environment(settings_cls)
+
+    def limits(self) -> dict[str, float]:
+        """The limits that a caller may run into, by the names of their settings."""
+        names = ("max_body_bytes", "max_images", "max_pixels", "max_patches", "body_read_timeout_s", "drain_delay")
+        return {name: getattr(self, name) for name in names}
 
     def masked(self) -> dict[str, object]:
         """The settings as JSON-ready values for showing; secrets, once there are any, come out as asterisks."""

@@ -1,6 +1,6 @@
 """The one door inward: encode, embed and decode on domain types, whatever front end asks.
 
-The models run on their own thread, one pack at a time; image files, features and pictures are worked on by
+The models run on their own thread, one request at a time; image files, features and pictures are worked on by
 a small pool of others.
 """
 
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
     from viq.model import ViQ
 
-State = Literal["loading", "ready", "draining", "stopped"]
+State = Literal["loading", "ready", "draining"]
 Pixels = npt.NDArray[np.uint8]
 
 A = TypeVar("A")
@@ -60,7 +60,7 @@ class Tokenizer:
         self.limits, self.max_images, self._metrics = limits, max_images, metrics
         self._state: State = "loading"
         self._models: dict[str, ModelInfo] = {}
-        self._device = Device(limits.max_patches)
+        self._device = Device()
         self._pool = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="viq-images")
         self._turns = asyncio.Semaphore(_REQUESTS_AT_ONCE)
 
@@ -81,10 +81,6 @@ class Tokenizer:
         """Stop being ready, while requests are still answered."""
         self._become("draining")
 
-    def stop(self) -> None:
-        """Refuse what comes from now on; what is under way is finished."""
-        self._become("stopped")
-
     def close(self) -> None:
         """Let what is under way finish and the threads end."""
         self._device.close()
@@ -95,16 +91,16 @@ class Tokenizer:
         return list(self._models.values())
 
     def model(self, size: str | None = None, expect: str | None = None) -> ModelInfo:
-        """The loaded size of that name, the default for None; `expect` is a family or a whole fingerprint.
+        """The loaded size of that name, the default for none; `expect` is a family or a whole fingerprint.
 
         Raises `NotReady`, `UnknownModel`, or `FingerprintMismatch` if the expectation does not hold.
         """
-        if self._state in ("loading", "stopped") or not self._models:
-            raise NotReady(f"the service is {'stopping' if self._state == 'stopped' else 'still loading'}")
-        if size is not None and size not in self._models:
+        if not self._models:
+            raise NotReady("the service is still loading")
+        if size and size not in self._models:
             known = "is not loaded" if size in VARIANTS else "does not exist"
             raise UnknownModel(f"size {size!r} {known}; loaded: {', '.join(self._models)}")
-        info = self._models[size] if size is not None else next(iter(self._models.values()))
+        info = self._models[size] if size else next(iter(self._models.values()))
         if expect is not None and expect not in (info.fingerprint, info.family):
             raise FingerprintMismatch(f"expected fingerprint {expect}, size {info.size} has {info.fingerprint}")
         return info
@@ -129,7 +125,7 @@ class Tokenizer:
         async with self._turn() as watch:
             codes = await self._encoded(watch, model, inputs, options)
             forward = partial(self._device.models[model.size].embed, any_fingerprint=any_fingerprint)
-            tensors = await self._device.run(watch, forward, codes, _patches)
+            tensors = await self._device.run(watch, forward, codes)
             features = await self._each(watch, "postprocess", partial(_features, dtype), _paired(tensors, codes))
             return self._results("embed", model, features, watch)
 
@@ -145,7 +141,7 @@ class Tokenizer:
         async with self._turn() as watch:
             codes = await self._each(watch, "preprocess", partial(self._checked, model), inputs)
             forward = partial(self._device.models[model.size].decode, any_fingerprint=any_fingerprint)
-            pixels = await self._device.run(watch, forward, codes, _patches)
+            pixels = await self._device.run(watch, forward, codes)
             pictures = await self._each(watch, "postprocess", partial(_picture, format), pixels)
             return self._results("decode", model, pictures, watch)
 
@@ -198,10 +194,11 @@ class Tokenizer:
                 return self._checked(model, one)
             return decode(one, self.limits, exif=options.exif, alpha=options.alpha)
 
-        ready = await self._each(watch, "preprocess", prepared, inputs)
+        # mypy joins bytes and Codes to object here
+        ready = await self._each(watch, "preprocess", prepared, inputs)  # type: ignore[arg-type]
         pixels = [one for one in ready if isinstance(one, np.ndarray)]
         forward = self._device.models[model.size].encode_pixels
-        made = iter(await self._device.run(watch, forward, pixels, _patches))
+        made = iter(await self._device.run(watch, forward, pixels))
         return [next(made) if isinstance(one, np.ndarray) else one for one in ready]
 
     async def _each(
@@ -228,11 +225,6 @@ class Tokenizer:
         if over is not None:
             raise TooLarge(f"image of the codes is over {over}")
         return codes
-
-
-def _patches(one: Codes | Pixels) -> int:
-    h, w = one.grid if isinstance(one, Codes) else grid_of(*one.shape[:2])
-    return h * w
 
 
 def _paired(left: Sequence[A | ViQError], right: Sequence[B | ViQError]) -> list[tuple[A, B] | ViQError]:

@@ -9,7 +9,6 @@ from typing import Generic, Literal, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from viq.codes import Codes
 from viq_serving.errors import ViQError
 
 Alpha = Literal["white", "drop"]
@@ -92,4 +91,3 @@ class Plan:
     codes: int
     cost: int
     limit: str | None
-

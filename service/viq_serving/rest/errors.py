@@ -1,0 +1,88 @@
+"""The table from domain errors to HTTP, and the one shape every error reply has."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from viq_serving.errors import InvalidInput, Malformed, MethodNotAllowed, NotFound, ViQError
+from viq_serving.rest.exchange import Exchange, exchange_of
+from viq_serving.rest.schemas import problems
+
+log = logging.getLogger("viq.rest")
+
+STATUS = {
+    "malformed": 400,
+    "not_found": 404,
+    "unknown_model": 404,
+    "method_not_allowed": 405,
+    "not_acceptable": 406,
+    "fingerprint_mismatch": 409,
+    "too_large": 413,
+    "unsupported_media_type": 415,
+    "invalid_input": 422,
+    "not_ready": 503,
+    "deadline_exceeded": 504,
+}
+"""HTTP status of each error code; any other error is 500 `internal`."""
+
+_RETRY_AFTER_S = {"not_ready": "1"}
+
+
+def status_of(error: Exception) -> int:
+    """HTTP status of a domain error, 500 for anything unknown."""
+    return STATUS.get(error.code, 500) if isinstance(error, ViQError) else 500
+
+
+def error_fields(error: Exception) -> dict[str, str]:
+    """`code` and `message` as the outside may see them: nothing of an unknown error gets out."""
+    if isinstance(error, ViQError) and error.code in STATUS:
+        return {"code": error.code, "message": str(error)}
+    return {"code": "internal", "message": "internal error"}
+
+
+def error_body(error: Exception, exchange: Exchange) -> dict[str, object]:
+    """The body of an error reply, and the mark on the exchange that it ended so."""
+    fields = error_fields(error)
+    exchange.outcome = fields["code"]
+    return {"error": {**fields, "request_id": exchange.request_id}}
+
+
+def error_response(error: Exception, exchange: Exchange, headers: Mapping[str, str] | None = None) -> Response:
+    """The reply for `error`."""
+    body, status = error_body(error, exchange), status_of(error)
+    # Probes ask many times a second while a service loads or drains.
+    level = logging.DEBUG if exchange.outcome == "not_ready" else logging.INFO
+    log.log(level, "request %s: %d %s: %r", exchange.request_id, status, exchange.outcome, str(error))
+    extra = dict(headers or {})
+    if exchange.outcome in _RETRY_AFTER_S:
+        extra["Retry-After"] = _RETRY_AFTER_S[exchange.outcome]
+    return Response(json.dumps(body), status, extra, "application/json")
+
+
+async def on_error(request: Request, error: Exception) -> Response:
+    """Exception handler for domain errors and for what nobody expected."""
+    return error_response(error, exchange_of(request))
+
+
+async def on_framework_error(request: Request, error: Exception) -> Response:
+    """Exception handler that puts the framework's own refusals into our words."""
+    headers = error.headers if isinstance(error, HTTPException) else None
+    return error_response(_translated(request, error), exchange_of(request), headers)
+
+
+def _translated(request: Request, error: Exception) -> Exception:
+    if isinstance(error, RequestValidationError):
+        return InvalidInput(problems({**detail, "loc": detail["loc"][1:]} for detail in error.errors()))
+    status = error.status_code if isinstance(error, HTTPException) else 500
+    if status == 404:
+        return NotFound(f"no such path: {request.url.path}")
+    if status == 405:
+        return MethodNotAllowed(f"{request.method} is not for {request.url.path}")
+    return Malformed("bad request") if 400 <= status < 500 else error

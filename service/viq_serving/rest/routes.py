@@ -1,0 +1,88 @@
+"""The methods of the HTTP door: decode the wire form, call the tokenizer, encode the reply."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import Response
+
+from viq_serving.errors import InvalidInput, TooLarge
+from viq_serving.rest import replies
+from viq_serving.rest.body import parse_json
+from viq_serving.rest.exchange import exchange_of
+from viq_serving.rest.inputs import body_of, codes_of, images_of, inputs_of, pick, settings_of, size_of, tokenizer_of
+from viq_serving.rest.negotiate import choose
+from viq_serving.rest.replies import JSON, NPY, NPZ, PICTURES, RAW
+from viq_serving.rest.schemas import (
+    DECODE,
+    EMBED,
+    ENCODE,
+    MODELS,
+    PLAN,
+    DecodeOptions,
+    EmbedOptions,
+    EncodeOptions,
+    NoOptions,
+    PlanRequest,
+)
+
+router = APIRouter(prefix="/v1")
+
+
+@router.post("/encode", **ENCODE)
+async def encode(request: Request, query: Annotated[EncodeOptions, Query()]) -> Response:
+    """Images in, codes out."""
+    form, model = choose(request, (JSON, RAW, NPZ)), pick(request, query.size)
+    items = await images_of(request)
+    if len(items) > 1 and form != JSON:
+        raise InvalidInput(f"{form} holds one image, the request has {len(items)}: ask for JSON with ?codes=base64")
+    tag = replies.etag(items, model, query.pixels(), form, query.codes)
+    if replies.matches(request.headers.get("if-none-match"), tag):
+        return replies.not_modified(tag)
+    results = await tokenizer_of(request).encode([item.value for item in items], model, query.pixels())
+    names, exchange = [item.name for item in items], exchange_of(request)
+    return await run_in_threadpool(replies.encoded, results, names, form, query.codes, tag, exchange)
+
+
+@router.post("/decode", **DECODE)
+async def decode(request: Request, query: Annotated[DecodeOptions, Query()]) -> Response:
+    """Codes in, pictures out."""
+    accepted = choose(request, ("image/png", JSON, "image/jpeg", "image/webp"))
+    items = await codes_of(request, query.size)
+    model, as_json = pick(request, query.size or size_of(items)), query.format == "json" or len(items) > 1
+    picture = "png" if as_json else PICTURES.get(accepted, "png")
+    codes, names = [item.value for item in items], [item.name for item in items]
+    results = await tokenizer_of(request).decode(codes, model, picture, query.any_fingerprint)
+    return await run_in_threadpool(replies.decoded, results, names, as_json, exchange_of(request))
+
+
+@router.post("/embed", **EMBED)
+async def embed(request: Request, query: Annotated[EmbedOptions, Query()]) -> Response:
+    """Images or codes in, features out."""
+    items = await inputs_of(request, query.size)
+    model = pick(request, query.size or size_of(items))
+    form = JSON if query.format else choose(request, (NPY, NPZ, JSON) if len(items) == 1 else (NPZ, JSON))
+    inputs, names = [item.value for item in items], [item.name for item in items]
+    results = await tokenizer_of(request).embed(inputs, model, query.pixels(), query.dtype, query.any_fingerprint)
+    return await run_in_threadpool(replies.embedded, results, names, form, exchange_of(request))
+
+
+@router.post("/plan", **PLAN)
+async def plan(request: Request, query: Annotated[NoOptions, Query()]) -> Response:
+    """What images would take, from their sizes alone."""
+    asked = PlanRequest.of(await run_in_threadpool(parse_json, await body_of(request)))
+    limit = settings_of(request).max_images
+    if len(asked.images) > limit:
+        raise TooLarge(f"{len(asked.images)} images in one request, the limit is {limit}")
+    model, tokenizer = pick(request, asked.size), tokenizer_of(request)
+    return replies.planned(model, [tokenizer.plan(one.height, one.width) for one in asked.images])
+
+
+@router.get("/models", **MODELS)
+async def models(request: Request, query: Annotated[NoOptions, Query()]) -> Response:
+    """The loaded sizes, with the limits of this server."""
+    pick(request, None)
+    return replies.models_listed(tokenizer_of(request).models(), settings_of(request).limits())

@@ -1,0 +1,125 @@
+"""Bodies that are too long, too slow, or never come whole: over bare sockets, as no good client sends them."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+
+import httpx
+import pytest
+
+MakeImage = Callable[..., bytes]
+Serve = Callable[..., AbstractContextManager[httpx.Client]]
+
+MAX_BODY = 50_000
+
+
+@pytest.fixture(scope="module")
+def strict(serve: Serve) -> Iterator[httpx.Client]:
+    """A server with small limits."""
+    with serve(max_body_bytes=MAX_BODY, max_images=2, max_pixels=4000, body_read_timeout_s=0.3) as client:
+        yield client
+
+
+def connect(client: httpx.Client) -> socket.socket:
+    return socket.create_connection((client.base_url.host, client.base_url.port or 0), timeout=20)
+
+
+def head(*lines: str) -> bytes:
+    return "\r\n".join(("POST /v1/encode HTTP/1.1", "Host: x", "Content-Type: image/png", *lines, "", "")).encode()
+
+
+def answer(wire: socket.socket) -> tuple[int, bytes, dict[str, dict[str, str]]]:
+    """Status, head and JSON of all that comes until the server closes."""
+    reply = b"".join(iter(lambda: wire.recv(65536), b""))
+    start, _, body = reply.partition(b"\r\n\r\n")
+    return int(start.split()[1]), start.lower(), json.loads(body)
+
+
+def test_a_declared_length_over_the_limit_is_refused_before_the_body_is_sent(strict: httpx.Client) -> None:
+    with connect(strict) as wire:
+        wire.sendall(head(f"Content-Length: {MAX_BODY + 1}"))
+        status, start, body = answer(wire)
+    assert (status, body["error"]["code"]) == (413, "too_large")
+    assert str(MAX_BODY) in body["error"]["message"]
+    assert b"connection: close" in start
+
+
+def test_a_client_that_waits_for_100_continue_is_refused_without_it(strict: httpx.Client) -> None:
+    with connect(strict) as wire:
+        wire.sendall(head(f"Content-Length: {MAX_BODY + 1}", "Expect: 100-continue"))
+        assert wire.recv(12) == b"HTTP/1.1 413"
+
+
+def test_a_body_of_unknown_length_is_counted(strict: httpx.Client) -> None:
+    with connect(strict) as wire:
+        wire.sendall(head("Transfer-Encoding: chunked"))
+        for _ in range(MAX_BODY // 1000 + 1):
+            wire.sendall(b"3e8\r\n" + bytes(1000) + b"\r\n")
+        status, _, body = answer(wire)
+    assert (status, body["error"]["code"]) == (413, "too_large")
+
+
+def test_a_client_that_only_sends_still_reads_why_it_was_refused(strict: httpx.Client) -> None:
+    reply = strict.post("/v1/encode", content=bytes(20 * MAX_BODY))
+    assert (reply.status_code, reply.json()["error"]["code"]) == (413, "too_large")
+
+
+def test_a_body_at_the_limit_is_read(strict: httpx.Client) -> None:
+    reply = strict.post("/v1/encode", content=bytes(MAX_BODY))
+    assert (reply.status_code, reply.json()["error"]["code"]) == (422, "invalid_input")
+
+
+def test_a_body_that_stalls_is_given_up(strict: httpx.Client) -> None:
+    with connect(strict) as wire:
+        wire.sendall(head("Content-Length: 1000") + bytes(10))
+        begun = time.monotonic()
+        status, _, body = answer(wire)
+    assert (status, body["error"]["code"]) == (504, "deadline_exceeded")
+    assert "0.3 s" in body["error"]["message"]
+    assert time.monotonic() - begun < 10
+
+
+def test_a_body_that_trickles_is_given_up(strict: httpx.Client) -> None:
+    """The deadline is for the whole body: a byte now and then does not renew it."""
+    with connect(strict) as wire:
+        wire.sendall(head("Content-Length: 1000"))
+        wire.settimeout(0.05)
+        reply, sent = b"", 0
+        while b"\r\n\r\n" not in reply and sent < 400:
+            wire.sendall(b"x")
+            sent += 1
+            try:
+                reply += wire.recv(65536)
+            except TimeoutError:
+                continue
+    assert reply.startswith(b"HTTP/1.1 504")
+
+
+def test_a_client_that_goes_away_mid_body_leaves_the_server_well(strict: httpx.Client, make_image: MakeImage) -> None:
+    for lines in (("Content-Length: 1000",), ("Transfer-Encoding: chunked",)):
+        with connect(strict) as wire:
+            wire.sendall(head(*lines) + b"5\r\nhello\r\n")
+    while 'outcome="malformed"' not in strict.get("/metrics").text:
+        pass
+    assert strict.post("/v1/encode", content=make_image()).status_code == 200
+
+
+def test_an_unread_body_does_not_become_the_next_request(strict: httpx.Client) -> None:
+    smuggled = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
+    with connect(strict) as wire:
+        wire.sendall(head(f"Content-Length: {MAX_BODY + len(smuggled)}") + smuggled)
+        reply = b"".join(iter(lambda: wire.recv(65536), b""))
+    assert reply.count(b"HTTP/1.1 ") == 1
+
+
+def test_the_limits_of_the_settings_hold(strict: httpx.Client, make_image: MakeImage) -> None:
+    assert strict.post("/v1/encode", content=make_image(63, 63)).status_code == 200
+    over = strict.post("/v1/encode", content=make_image(64, 63))
+    assert (over.status_code, "4000" in over.json()["error"]["message"]) == (413, True)
+    many = strict.post("/v1/encode", files=[("image", make_image(1, 1))] * 3)
+    assert (many.status_code, "2" in many.json()["error"]["message"]) == (413, True)
+    assert strict.get("/v1/models").json()["models"][0]["limits"]["max_images"] == 2
