@@ -27,6 +27,21 @@ def multiplies_natively(dtype: torch.dtype) -> bool:
     return dtype == torch.float32
 
 
+def prepare_cuda() -> None:
+    """Settings of the process under which a row of a CUDA product does not depend on the other rows.
+
+    cuBLASLt without split-K accumulates each element over the inner dimension once, in float32; with it, the
+    number of parts follows the number of rows. TF32 is off: float32 means float32.
+    """
+    torch.backends.cuda.preferred_blas_library("cublaslt")
+    matmul = torch.backends.cuda.matmul
+    # Pairs of (reduced precision, split-K), both off.
+    matmul.allow_bf16_reduced_precision_reduction = (False, False)
+    matmul.allow_fp16_reduced_precision_reduction = (False, False)
+    matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+
+
 def has_amx() -> bool:
     """Whether this CPU has AMX tiles."""
     return _supports("_is_amx_tile_supported")

@@ -22,6 +22,7 @@ from viq.hardware import multiplies_natively
 ROW_MULTIPLE = {"cpu": 8, "cuda": 128}
 """Rows of a packed sequence are a multiple of this, by device type (never 1 row; on CUDA whole tiles)."""
 
+_COLUMNS = 16  # output columns of a CUDA product are a multiple of this
 _PANEL = 1_572_864  # weight elements widened at a time: 6 MiB of float32, which stay in the cache
 
 
@@ -32,8 +33,10 @@ def row_multiple(device: torch.device) -> int:
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """`x @ weight.T + bias`: `(rows, K)`, `(N, K)`, `(N,)` to `(rows, N)`."""
-    if x.device.type != "cpu" or _trains(x, weight):
+    if _trains(x, weight):
         return F.linear(x, weight, bias)
+    if x.device.type != "cpu":
+        return _aligned(x, weight, bias)
     if multiplies_natively(x.dtype):
         return _product(x, weight, bias)
     return _widened(x, weight, bias)
@@ -49,6 +52,15 @@ def kernel(device: torch.device, dtype: torch.dtype) -> str:
 
 def _trains(x: Tensor, weight: Tensor) -> bool:
     return torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+
+
+def _aligned(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    # Kernels for odd widths are others than for whole tiles, and need not treat rows alike: `project_in` has 5 or 6.
+    out = weight.shape[0]
+    missing = -out % _COLUMNS
+    if not missing:
+        return F.linear(x, weight, bias)
+    return F.linear(x, F.pad(weight, (0, 0, 0, missing)), F.pad(bias, (0, missing)))[:, :out]
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

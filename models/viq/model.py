@@ -29,6 +29,7 @@ from viq.embedder import Embedder
 from viq.encoder import Encoder
 from viq.errors import FingerprintMismatch, InvalidInput, UnknownModel, WeightsError
 from viq.fingerprint import family, mode, remembered_family
+from viq.hardware import prepare_cuda
 from viq.linear import row_multiple
 from viq.packing import Packing
 from viq.patches import normalise, pack_images, patchify
@@ -146,6 +147,8 @@ class ViQ:
         family_: str,
         untrained: bool = False,
     ) -> ViQ:
+        if device.type == "cuda":
+            prepare_cuda()
         # A drawer carries its own copy of the embedder; it is read only where there is no other.
         codes_file = embedder or drawer
         return cls(

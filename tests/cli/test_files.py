@@ -142,3 +142,16 @@ def test_results_go_to_the_current_folder_unless_told(shell: Run, picture: MakeP
     assert (code, out) == (0, "")
     assert "nano (untrained)" in err
     assert names(tmp_path) == ["cat.npz", "cat.png", "pictures"]
+
+
+def test_decode_does_not_replace_the_picture_it_came_from_unless_told(
+    viq: Run, picture: MakePicture, tmp_path: Path
+) -> None:
+    cat = picture("cat.png", 20, 35)
+    original = cat.read_bytes()
+    assert viq("encode", cat, "-o", tmp_path)[0] == 0
+    code, _, err = viq("decode", tmp_path / "cat.npz", "-o", tmp_path)
+    assert (code, cat.read_bytes()) == (2, original)
+    assert f"{cat} exists; --overwrite" in err
+    assert viq("decode", tmp_path / "cat.npz", "-o", tmp_path, "--overwrite")[0] == 0
+    assert cat.read_bytes() != original

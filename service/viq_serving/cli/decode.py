@@ -21,6 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("codes", nargs="+", metavar="CODES.npz", help="file written by viq encode")
     options.add_output(parser)
     parser.add_argument("--format", choices=_SUFFIXES, default="png", help="of the pictures; default: png")
+    # `viq encode cat.png && viq decode cat.npz` must not cost anyone the original picture.
+    parser.add_argument("--overwrite", action="store_true", help="replace pictures that exist; otherwise refused")
     options.add_any_fingerprint(parser)
     options.add_model(parser)
 
@@ -28,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write `<stem>.png` (or `.jpg`, `.webp`) for each file of codes; returns the exit code."""
     options.check_model(args)
-    jobs = jobs_for(args.codes, args.output, _SUFFIXES[args.format])
+    jobs = jobs_for(args.codes, args.output, _SUFFIXES[args.format], keep=not args.overwrite)
     with backend(args, ["decoder"]) as there:
         return Batches("decode", _codes, there.decode, lambda pixels: encode_picture(pixels, args.format)).run(jobs)
 

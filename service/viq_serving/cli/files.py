@@ -19,10 +19,11 @@ class Job:
     target: Path
 
 
-def jobs_for(sources: Sequence[str], folder: Path, suffix: str) -> list[Job]:
+def jobs_for(sources: Sequence[str], folder: Path, suffix: str, *, keep: bool = False) -> list[Job]:
     """A job for each of `sources`, its target being the stem with `suffix` in `folder`, which is made.
 
-    Raises `UsageError` if two targets are the same, a target is an input, or the folder cannot be made.
+    Raises `UsageError` if two targets are the same, a target is an input, or the folder cannot be made; with
+    `keep`, also if a target exists.
     """
     jobs = [Job(Path(source), folder / f"{Path(source).stem}{suffix}") for source in sources]
     taken: dict[Path, Path] = {}
@@ -34,6 +35,8 @@ def jobs_for(sources: Sequence[str], folder: Path, suffix: str) -> list[Job]:
     for job in jobs:
         if job.target.resolve() in inputs:
             raise UsageError(f"{job.target} is an input and would be replaced")
+        if keep and job.target.exists():
+            raise UsageError(f"{job.target} exists; --overwrite replaces it, -o writes elsewhere")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -64,5 +64,5 @@ def add_output(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=Path(),
         metavar="DIR",
-        help="folder for the results, made if missing; default: the current one. Files there are replaced",
+        help="folder for the results, made if missing; default: the current one",
     )
