@@ -117,17 +117,18 @@ class TensorFile(Mapping[str, Tensor]):
         return len(self.tensors)
 
 
-def open_tensors(path: Path, prefix: str = "") -> TensorFile:
-    """Map a `.safetensors` or `.pth` file, of which only tensors whose name starts with `prefix` are taken.
+def open_tensors(path: Path, wanted: Callable[[str], bool] | None = None) -> TensorFile:
+    """Map a `.safetensors` or `.pth` file: all its tensors, or those whose name is `wanted`.
 
-    Raises `WeightsError` for anything but a file of tensors, and for one taken that is not of plain floats.
+    Raises `WeightsError` for anything but a file of tensors, and for one of these that is not of plain floats.
     """
     if not path.is_file():
         raise WeightsError(f"{path}: no such file")
     tensors = _open_safetensors(path) if path.suffix == ".safetensors" else _open_pickle(path)
-    tensors = {name: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
     if not tensors:
-        raise WeightsError(f"{path}: holds no tensor" + (f" whose name starts with {prefix}" if prefix else ""))
+        raise WeightsError(f"{path}: holds no tensors")
+    if wanted is not None:
+        tensors = {name: tensor for name, tensor in tensors.items() if wanted(name)}
     for name, tensor in tensors.items():
         if not _is_plain(tensor):
             kind = "nested" if tensor.is_nested else f"{tensor.dtype} {tensor.layout} on {tensor.device}"

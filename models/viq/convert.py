@@ -69,8 +69,7 @@ def convert(
     variant(size)
     _refuse_mixture(root / f"converted_{size}", size, file_format)
     say(f"reading {checkpoint}")
-    # Only the vision tower's tensors: the others may well be integers.
-    trained = open_tensors(checkpoint, PREFIX)
+    trained = open_tensors(checkpoint, _kept)  # the others may well be integers
     try:
         states = split(rename(trained), size)
     except WeightsError as error:
@@ -104,7 +103,7 @@ def rename(checkpoint: Mapping[str, Tensor]) -> State:
     """The vision tower's tensors under their released names, position grid and patch kernel at released sizes."""
     state: State = {}
     for name, tensor in checkpoint.items():
-        if not name.startswith(PREFIX) or any(word in name for word in _DROPPED):
+        if not _kept(name):
             continue
         released = name.removeprefix(PREFIX)
         for old, new in _RENAMED:
@@ -136,6 +135,10 @@ def split(state: Mapping[str, Tensor], size: str) -> dict[str, State]:
                 embedder[new + name[len(old) :]] = tensor
     drawer = {**embedder, **{name: tensor for name, tensor in state.items() if name.startswith(_DRAWER)}}
     return {encoder_stem(size): dict(state), "embedder": embedder, "index_drawer": drawer}
+
+
+def _kept(name: str) -> bool:
+    return name.startswith(PREFIX) and not any(word in name for word in _DROPPED)
 
 
 class _Networks:
