@@ -96,6 +96,7 @@ _ENCODER_RANKS = {
     "head_trunk.0.norm1.weight": 1,
     "headwise.0.norm1.weight": 1,
 }
+_NARROWING = ("headwise.0.attn.decrease_dim.", "headwise.0.attn.increase_dim.")  # in wide networks only
 _EMBEDDER_RANKS = {"codebook": 2, "lift.weight": 2, "residual.2.norm.weight": 1}
 _DECODER_RANKS = {"norm.weight": 1, "blocks.2.norm1.weight": 1, "vae.conv_out.weight": 5}
 
@@ -263,9 +264,9 @@ def load_encoder(file: TensorFile, size: str, heads: int, dtype: torch.dtype, de
         tensors["patch_embed.weight"] = kernel.reshape(expected[0], 3 * PATCH * PATCH)
     levels = _variant_levels(size)
     shapes = shapes_of(tensors)
-    encoder = build(
-        lambda: Encoder(encoder_shape(shapes, heads, levels)), shapes, _ENCODER_RANKS, ENCODER_NAMES, file.path
-    )
+    narrow = any(name.startswith(_NARROWING) for name in shapes)
+    ranks = {**_ENCODER_RANKS, f"{_NARROWING[0]}weight": 2} if narrow else _ENCODER_RANKS
+    encoder = build(lambda: Encoder(encoder_shape(shapes, heads, levels)), shapes, ranks, ENCODER_NAMES, file.path)
     _check_heads(shapes["patch_embed.weight"][0], heads, file.path)
     return fill(encoder, cast(tensors, dtype, device), ENCODER_NAMES, file.path)
 

@@ -26,7 +26,7 @@ from viq.checkpoint import (
 from viq.config import CODES_PER_PATCH, GRID, PATCH, variant
 from viq.errors import InvalidInput, WeightsError
 from viq.fingerprint import family, sample_check, write_manifest
-from viq.fsq import bound, codebook
+from viq.fsq import bound, codebook, quantise
 from viq.linear import row_multiple
 from viq.patches import normalise, pack_images, patchify
 
@@ -161,17 +161,18 @@ def _verify(written: _Networks, direct: _Networks) -> None:
     sizes = [(int(p.shape[0]), int(p.shape[1])) for p in pixels]
     patches = normalise(patchify(pixels, packing), sizes, packing, torch.float32)
 
-    codes = written.encoder(patches, packing)
+    values = written.encoder.project(patches, packing)
+    codes = quantise(values, written.encoder.levels)
     features = written.embedder.features(codes.view(packing.rows, CODES_PER_PATCH).long())
     images = written.decoder(written.embedder, codes.view(packing.rows, CODES_PER_PATCH).long(), packing)
 
     # The training network knows no codes: it goes on with the rounded values themselves.
     levels = direct.encoder.levels
-    rounded = torch.round(bound(direct.encoder.project(patches, packing), levels))
-    values = rounded / torch.tensor([level // 2 for level in levels])
-    expected = direct.embedder.project(values)
+    reals = direct.encoder.project(patches, packing)
+    expected = direct.embedder.project(torch.round(bound(reals, levels)) / torch.tensor([n // 2 for n in levels]))
     latents = direct.decoder.latents(expected, packing)
     for what, ours, theirs in (
+        ("values before quantization", [values], [reals]),
         ("features", [features], [expected]),
         ("images", images, [direct.decoder.vae(latent[None])[0] for latent in latents]),
     ):

@@ -1,9 +1,9 @@
 """The one matrix product of the network, chosen so that a row's result depends on that row alone.
 
 Codes are keys that others store, so a low-order bit that moves with the batch is a defect. Measured
-with torch 2.13 on CPU (bench/row_invariance.py): MKL's float32 product, which
-`torch.nn.functional.linear` calls, changes a row's low-order bits with the number of rows and of
-threads (it splits the inner dimension between threads); oneDNN's does not for 2 rows or more. So
+on CPU (bench/row_invariance.py): MKL's float32 product, which `torch.nn.functional.linear` calls,
+changes a row's low-order bits with the number of rows and of threads (it splits the inner dimension
+between threads); oneDNN's does not for 2 rows or more with torch 2.13, for 16 or more with 2.10. So
 oneDNN computes them here, on the weights as they lie in the file, and callers pad to `ROW_MULTIPLE`.
 
 bfloat16 and float16 without matrix instructions for them: torch emulates these at a fifth of float32's
@@ -19,8 +19,8 @@ from torch import Tensor
 
 from viq.hardware import multiplies_natively
 
-ROW_MULTIPLE = {"cpu": 8, "cuda": 128}
-"""Rows of a packed sequence are a multiple of this, by device type (never 1 row; on CUDA whole tiles)."""
+ROW_MULTIPLE = {"cpu": 32, "cuda": 128}
+"""Rows of a packed sequence are a multiple of this, by device type (on CPU twice what is needed; on CUDA whole tiles)."""
 
 _COLUMNS = 16  # output columns of a CUDA product are a multiple of this
 _PANEL = 1_572_864  # weight elements widened at a time: 6 MiB of float32, which stay in the cache
