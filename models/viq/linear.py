@@ -20,7 +20,7 @@ from torch import Tensor
 from viq.hardware import multiplies_natively
 
 ROW_MULTIPLE = {"cpu": 32, "cuda": 128}
-"""Rows of a packed sequence are a multiple of this, by device type (on CPU twice what is needed; on CUDA whole tiles)."""
+"""Rows of a packed sequence are a multiple of this, by device type: twice what a CPU needs, whole tiles on CUDA."""
 
 _COLUMNS = 16  # output columns of a CUDA product are a multiple of this
 _PANEL = 1_572_864  # weight elements widened at a time: 6 MiB of float32, which stay in the cache
