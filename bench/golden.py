@@ -20,7 +20,6 @@ from torch import Tensor
 
 from viq import Codes, ViQ
 from viq.convert import convert
-from viq.linear import row_multiple
 from viq.packing import Packing
 
 
@@ -47,7 +46,7 @@ def compare(golden: Path, size: str, dtype: str, key: str) -> dict[str, object]:
         equal += int((torch.from_numpy(codes.flat.astype("int32")) == theirs["codes"]).sum())
         total += codes.flat.size
         released = Codes.from_flat(theirs["codes"].numpy(), codes.grid, size)
-        packing = Packing.of([codes.grid], row_multiple(torch.device("cpu")))
+        packing = Packing.of([codes.grid], model.row_multiple)
         indices = packing.pad(torch.from_numpy(released.array.reshape(-1, 4).astype("int64")))
         ours = {
             "features": model.embed([released])[0],

@@ -27,8 +27,8 @@ from viq.config import CODES_PER_PATCH, GRID, PATCH, variant
 from viq.errors import InvalidInput, WeightsError
 from viq.fingerprint import family, sample_check, write_manifest
 from viq.fsq import bound, codebook, quantise
-from viq.linear import row_multiple
 from viq.patches import normalise, pack_images, patchify
+from viq.row_probe import FIRST
 
 State = dict[str, Tensor]
 
@@ -157,7 +157,7 @@ class _Networks:
 def _verify(written: _Networks, direct: _Networks) -> None:
     """Both ways on noise of an odd size, compared byte for byte. Raises `WeightsError` naming what differs."""
     pixels = [np.random.default_rng(0).integers(0, 256, shape, np.uint8) for shape in ((70, 100, 3), (16, 33, 3))]
-    packing = pack_images(pixels, row_multiple(torch.device("cpu")))
+    packing = pack_images(pixels, FIRST["cpu"])
     sizes = [(int(p.shape[0]), int(p.shape[1])) for p in pixels]
     patches = normalise(patchify(pixels, packing), sizes, packing, torch.float32)
 

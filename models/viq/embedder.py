@@ -15,8 +15,8 @@ from viq.config import CODES_PER_PATCH
 from viq.encoder import count
 from viq.errors import InvalidInput
 from viq.layers import Linear, Mlp, ResidualMlp
-from viq.linear import row_multiple
 from viq.packing import Packing
+from viq.row_probe import FIRST
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Embedder(nn.Module):
             raise InvalidInput(f"code {wrong} is out of range: 0 to {len(self.codebook) - 1}")
         if not len(indices):
             return self.scale.new_empty((0, len(self.scale)))
-        packing = Packing.of([(1, len(indices))], row_multiple(indices.device))
+        packing = Packing.of([(1, len(indices))], FIRST[indices.device.type])
         return self.features(packing.pad(indices))[: packing.patches]
 
     def features(self, codes: Tensor) -> Tensor:

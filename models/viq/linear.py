@@ -2,9 +2,9 @@
 
 Codes are keys that others store, so a low-order bit that moves with the batch is a defect. Measured
 on CPU (bench/row_invariance.py): MKL's float32 product, which `torch.nn.functional.linear` calls,
-changes a row's low-order bits with the number of rows and of threads (it splits the inner dimension
-between threads); oneDNN's does not for 2 rows or more with torch 2.13, for 16 or more with 2.10. So
-oneDNN computes them here, on the weights as they lie in the file, and callers pad to `ROW_MULTIPLE`.
+changes a row's low-order bits with the number of rows and of threads, because it splits the inner
+dimension between threads. oneDNN's does not above a few rows, on the weights as they lie in the file;
+`viq.row_probe` finds out how many, and packs are rounded up to that.
 
 bfloat16 and float16 without matrix instructions for them: torch emulates these at a fifth of float32's
 speed. Widening panels of the weights to float32, multiplying there and rounding once is the same
@@ -19,16 +19,8 @@ from torch import Tensor
 
 from viq.hardware import multiplies_natively
 
-ROW_MULTIPLE = {"cpu": 32, "cuda": 128}
-"""Rows of a packed sequence are a multiple of this, by device type: twice what a CPU needs, whole tiles on CUDA."""
-
 _COLUMNS = 16  # output columns of a CUDA product are a multiple of this
 _PANEL = 1_572_864  # weight elements widened at a time: 6 MiB of float32, which stay in the cache
-
-
-def row_multiple(device: torch.device) -> int:
-    """What the rows of a packed sequence on `device` must be a multiple of."""
-    return ROW_MULTIPLE.get(device.type, 1)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

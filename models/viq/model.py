@@ -30,11 +30,11 @@ from viq.encoder import Encoder
 from viq.errors import FingerprintMismatch, InvalidInput, UnknownModel, WeightsError
 from viq.fingerprint import family, mode, remembered_family
 from viq.hardware import prepare_cuda
-from viq.linear import row_multiple
 from viq.packing import Packing
 from viq.patches import normalise, pack_images, patchify
 from viq.pixels import to_rgb
 from viq.random_weights import NANO, drawer_state, embedder_state, encoder_state
+from viq.row_probe import FIRST, row_multiple
 from viq.weights_root import folder_of
 
 if TYPE_CHECKING:
@@ -68,6 +68,7 @@ class ViQ:
         self.family, self.fingerprint = family, f"{family}.{mode(device, dtype)}"
         self._encoder, self._embedder, self._decoder = encoder, embedder, decoder
         self._dtype, self._device = dtype, device
+        self.row_multiple = row_multiple(encoder) if encoder else FIRST[device.type]
 
     @classmethod
     def from_pretrained(
@@ -217,7 +218,7 @@ class ViQ:
         """Codes of RGB images, uint8 `(H, W, 3)`, packed some at a time."""
         results: list[Codes] = []
         for chunk in _chunks(pixels, [-(-p.shape[0] // 16) * -(-p.shape[1] // 16) for p in pixels]):
-            packing = pack_images(chunk, row_multiple(self._device))
+            packing = pack_images(chunk, self.row_multiple)
             sizes = [(int(p.shape[0]), int(p.shape[1])) for p in chunk]
             patches = patchify(chunk, packing).to(self._device)
             codes = self.encoder(normalise(patches, sizes, packing, self._dtype), packing)
@@ -262,7 +263,7 @@ class ViQ:
 
     def _packed(self, codes: Sequence[Codes]) -> Iterator[tuple[Packing, Tensor]]:
         for chunk in _chunks(codes, [c.grid[0] * c.grid[1] for c in codes]):
-            packing = Packing.of((c.grid for c in chunk), row_multiple(self._device))
+            packing = Packing.of((c.grid for c in chunk), self.row_multiple)
             flat = np.concatenate([c.array.reshape(-1, CODES_PER_PATCH) for c in chunk]).astype(np.int64)
             yield packing, packing.pad(torch.from_numpy(flat)).to(self._device)
 

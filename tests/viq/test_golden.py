@@ -16,7 +16,6 @@ from PIL import Image
 from viq import Codes, ViQ
 from viq.decoder import to_bytes
 from viq.hardware import multiplies_natively
-from viq.linear import row_multiple
 from viq.packing import Packing
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -48,7 +47,7 @@ class Case:
 
     @torch.inference_mode()
     def latents(self) -> list[torch.Tensor]:
-        packing = Packing.of(self.grids, row_multiple(torch.device("cpu")))
+        packing = Packing.of(self.grids, self.model.row_multiple)
         flat = np.concatenate([c.array.reshape(-1, 4) for c in self.codes()]).astype(np.int64)
         features = self.model.embedder.features(packing.pad(torch.from_numpy(flat)))
         return self.model.decoder.latents(features, packing)

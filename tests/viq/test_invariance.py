@@ -14,9 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import viq.layers
-import viq.linear
 from viq import ViQ
-from viq.linear import row_multiple
 from viq.patches import normalise, pack_images, patchify
 
 SHAPES = ((1, 1), (16, 16), (1, 400), (17, 33), (75, 203), (64, 48), (128, 128), (112, 160), (255, 257), (300, 210))
@@ -32,7 +30,7 @@ IMAGES = [
 @torch.inference_mode()
 def before_quantization(model: ViQ, images: list[Image]) -> list[Tensor]:
     """`project_in`'s output of each image of one pack."""
-    packing = pack_images(images, row_multiple(torch.device("cpu")))
+    packing = pack_images(images, model.row_multiple)
     sizes = [(image.shape[0], image.shape[1]) for image in images]
     patches = normalise(patchify(images, packing), sizes, packing, getattr(torch, model.dtype))
     return packing.split(model.encoder.project(patches, packing), 4)
@@ -105,7 +103,7 @@ def test_the_comparison_notices_a_product_that_depends_on_the_rows(
 ) -> None:
     golden = Alone(golden_root, "16k", "float32")
     monkeypatch.setattr(viq.layers, "linear", torch.nn.functional.linear)
-    monkeypatch.setitem(viq.linear.ROW_MULTIPLE, "cpu", 1)
+    golden.model.row_multiple = 1
     tall = [IMAGES[1], IMAGES[8]]
     alone = [before_quantization(golden.model, [image])[0] for image in tall]
     both = before_quantization(golden.model, tall)

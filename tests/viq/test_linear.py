@@ -5,11 +5,11 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from viq.linear import linear, row_multiple
+from viq.linear import linear
 
 # (inner, out): those of the released model, of the golden ones, and odd ones.
 SHAPES = ((1536, 4608), (1536, 256), (256, 768), (1536, 6), (6144, 256), (64, 192), (64, 5), (16, 48), (128, 6))
-ROWS = (32, 64, 96, 160, 256, 992, 1024)
+ROWS = (64, 128, 192, 256, 960, 1024)  # what the probe may settle on, and multiples of it
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -46,7 +46,3 @@ def test_weights_that_train_get_gradients() -> None:
     linear(torch.randn(3, 8), weight, torch.zeros(4)).sum().backward()
     assert weight.grad is not None
     assert weight.grad.abs().sum() > 0
-
-
-def test_packed_rows_on_a_cpu_are_never_fewer_than_the_kernel_needs() -> None:
-    assert row_multiple(torch.device("cpu")) >= 32
