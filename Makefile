@@ -14,10 +14,10 @@ $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11"; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is older than 3.11"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install --quiet --constraint $(LOCK) pip  # dependency groups need a recent one
 
 # torch first: packages that depend on it then keep the pinned one.
 $(VENV)/.installed: $(BIN)/python pyproject.toml $(LOCK)
+	$(PIP) install --quiet --constraint $(LOCK) pip  # dependency groups need a recent one
 	$(PIP) install --quiet --constraint $(LOCK) torch
 	$(PIP) install --quiet --constraint $(LOCK) --editable '.[server]'
 	@touch $@

@@ -24,9 +24,10 @@ import torch
 from eager import EagerViQ
 
 from viq import ViQ
-from viq.checkpoint import encoder_stem, find, open_tensors
+from viq.checkpoint import encoder_stem, find
 from viq.hardware import instruction_set
 from viq.packing import Packing
+from viq.tensor_file import open_tensors
 
 CHILD = """
 import time, sys; start = time.perf_counter()

@@ -17,8 +17,9 @@ import torch
 from eager import published_vae
 from full_size import in_turn, machine
 
-from viq.checkpoint import TensorFile, load_decoder
+from viq.checkpoint import load_decoder
 from viq.random_weights import Layout, drawer_state
+from viq.tensor_file import TensorFile
 
 
 def main() -> None:

@@ -1,22 +1,17 @@
-"""Tensors from files, strictly and without running anything that the files carry.
+"""A weights folder's files to networks, strictly: every tensor has its place and its shape, or is named in an error.
 
-A file is opened memory-mapped: a tensor's bytes are read when they are used, and those that nobody
-needs never are. Released files are `torch.save`d dictionaries of tensors; the same stems as safetensors
-are preferred where both exist.
+The same stems as safetensors are preferred where both exist. Networks are made on the meta device and given
+the files' own mapped tensors, so that loading reads only what must be converted.
 """
 
 from __future__ import annotations
 
 import json
-import pickle
-import zipfile
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from viq.config import PATCH, variant
@@ -26,6 +21,18 @@ from viq.encoder import Encoder, encoder_shape
 from viq.errors import UnknownModel, WeightsError
 from viq.fsq import codebook
 from viq.hardware import multiplies_natively
+from viq.released_names import (
+    DECODER_NAMES,
+    DECODER_UNUSED,
+    EMBEDDER_NAMES,
+    ENCODER_NAMES,
+    ENCODER_UNUSED,
+    TIME_CONVOLUTION,
+    UPSAMPLER,
+    file_name,
+    take,
+)
+from viq.tensor_file import TensorFile
 from viq.vae import fold
 
 DEFAULT_HEADS = 16
@@ -34,59 +41,6 @@ SUFFIXES = (".safetensors", ".pth")
 
 Module = TypeVar("Module", bound=nn.Module)
 Shapes = Mapping[str, tuple[int, ...]]
-_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-
-ENCODER_NAMES = {
-    "patch_embed.proj.": "patch_embed.",
-    "pos_embed": "pos_embed",
-    "blocks.": "trunk.",
-    "fusion_block.vq_low_preprocess_layers.": "head_trunk.",
-    "fusion_block.vq_low_pre_token_shuffle_head.": "expand.",
-    "fusion_block.vq_low_post_token_shuffle_head.": "mix.",
-    "fusion_block.vq_low.fsq_pre_attn.": "headwise.",
-    "fusion_block.vq_low.project_in.": "project_in.",
-}
-"""Prefix in an encoder file, and the prefix of the same parameters in `viq.encoder.Encoder`."""
-
-ENCODER_UNUSED = (
-    "fusion_block.vq_low.project_out.",
-    "fusion_block.vq_low_inverse_token_shuffle_head.",
-    "fusion_block.vq_low_postprocess_layers.",
-    "fusion_block.vq_low_norm_trick_post_quantize_affine_",
-    "norm.",
-    "attn_pool.",
-    "vae_preprocess_layers.",
-    "vae_head.",
-)
-"""Prefixes of an encoder file that codes do not need: never read."""
-
-EMBEDDER_NAMES = {
-    "ori_codebook.weight": "codebook",
-    "projector_1.": "lift.",
-    "projector_2.": "merge.",
-    "projector_3.0.": "refine.",
-    "projector_3.1.": "residual.0.",
-    "projector_3.2.": "residual.1.",
-    "projector_3.3.": "residual.2.",
-    "_weight": "scale",
-    "_bias": "shift",
-}
-
-DECODER_NAMES = {
-    "vae_preprocess_layers.0.": "mlp.",
-    "vae_preprocess_layers.1.": "norm.",
-    "vae_preprocess_layers.2.": "blocks.0.",
-    "vae_preprocess_layers.3.": "blocks.1.",
-    "vae_preprocess_layers.4.": "blocks.2.",
-    "vae_head.conv_norm_out.": "latent_head.norm.",
-    "vae_head.conv_out.": "latent_head.conv.",
-    "vae_head.vae.post_quant_conv.": "vae.post_quant_conv.",
-    "vae_head.vae.decoder.": "vae.",
-}
-
-DECODER_UNUSED = ("vae_head.vae.encoder.", "vae_head.vae.quant_conv.")
-_UPSAMPLER = ".upsamplers.0.resample.1."
-_TIME = ".upsamplers.0.time_conv."  # passes a first frame through: never needed
 
 # The tensors, by parameter, that say how large a network is or that its parts are there; with their dimensions.
 _ENCODER_RANKS = {
@@ -99,45 +53,6 @@ _ENCODER_RANKS = {
 _NARROWING = ("headwise.0.attn.decrease_dim.", "headwise.0.attn.increase_dim.")  # in wide networks only
 _EMBEDDER_RANKS = {"codebook": 2, "lift.weight": 2, "residual.2.norm.weight": 1}
 _DECODER_RANKS = {"norm.weight": 1, "blocks.2.norm1.weight": 1, "vae.conv_out.weight": 5}
-
-
-@dataclass(frozen=True)
-class TensorFile(Mapping[str, Tensor]):
-    """The tensors of one file by name; `path` is named in errors."""
-
-    path: Path
-    tensors: Mapping[str, Tensor]
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self.tensors[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.tensors)
-
-    def __len__(self) -> int:
-        return len(self.tensors)
-
-
-def open_tensors(path: Path, wanted: Callable[[str], bool] | None = None) -> TensorFile:
-    """Map a `.safetensors` or `.pth` file: all its tensors, or those whose name is `wanted`.
-
-    Raises `WeightsError` for anything but a file of tensors, and for one of these that is not of plain floats.
-    """
-    if not path.is_file():
-        raise WeightsError(f"{path}: no such file")
-    tensors = _open_safetensors(path) if path.suffix == ".safetensors" else _open_pickle(path)
-    if not tensors:
-        raise WeightsError(f"{path}: holds no tensors")
-    if wanted is not None:
-        tensors = {name: tensor for name, tensor in tensors.items() if wanted(name)}
-    for name, tensor in tensors.items():
-        if not _is_plain(tensor):
-            kind = "nested" if tensor.is_nested else f"{tensor.dtype} {tensor.layout} on {tensor.device}"
-            raise WeightsError(f"{path}: tensor {name} is {kind}, expected dense floats of 16, 32 or 64 bits")
-        # A few bytes repeated by a stride of 0 can claim any shape, and would take its memory when they are read.
-        if tensor.nbytes > tensor.untyped_storage().nbytes():
-            raise WeightsError(f"{path}: tensor {name} {tuple(tensor.shape)} has fewer bytes than its shape says")
-    return TensorFile(path, tensors)
 
 
 def find(folder: Path, stem: str) -> Path:
@@ -180,23 +95,6 @@ def read_manifest(folder: Path, size: str) -> dict[str, object]:
     return manifest
 
 
-def take(
-    file: Mapping[str, Tensor], names: Mapping[str, str], unused: tuple[str, ...], path: Path
-) -> dict[str, Tensor]:
-    """The tensors of `file` under a module's own names. Raises `WeightsError` naming one that has no place."""
-    taken = {}
-    for name, tensor in file.items():
-        if name.startswith(unused):
-            continue
-        prefix = next((p for p in names if name == p or (p.endswith(".") and name.startswith(p))), None)
-        ours = None if prefix is None else names[prefix] + name[len(prefix) :]
-        # Two names for one parameter: the one that does not translate back is in excess.
-        if ours is None or _file_name(ours, names) != name:
-            raise WeightsError(f"{path}: unexpected tensor {name}")
-        taken[ours] = tensor
-    return taken
-
-
 def fill(module: Module, tensors: Mapping[str, Tensor], names: Mapping[str, str], path: Path) -> Module:
     """Give a module made on the meta device its tensors. Raises `WeightsError` naming one that does not fit."""
     compare(shapes_of(tensors), parameter_shapes(module), names, path)
@@ -208,12 +106,12 @@ def compare(found: Shapes, wanted: Shapes, names: Mapping[str, str], path: Path)
     """Raise `WeightsError` naming, as the file does, a tensor that is missing, misshapen or unexpected."""
     for name, shape in wanted.items():
         if name not in found:
-            raise WeightsError(f"{path}: missing tensor {_file_name(name, names)}")
+            raise WeightsError(f"{path}: missing tensor {file_name(name, names)}")
         if found[name] != shape:
-            raise WeightsError(f"{path}: tensor {_file_name(name, names)} has shape {found[name]}, expected {shape}")
+            raise WeightsError(f"{path}: tensor {file_name(name, names)} has shape {found[name]}, expected {shape}")
     for name in found:
         if name not in wanted:
-            raise WeightsError(f"{path}: unexpected tensor {_file_name(name, names)}")
+            raise WeightsError(f"{path}: unexpected tensor {file_name(name, names)}")
 
 
 def build(
@@ -226,10 +124,10 @@ def build(
     """
     for name, rank in ranks.items():
         if name not in found:
-            raise WeightsError(f"{path}: missing tensor {_file_name(name, names)}")
+            raise WeightsError(f"{path}: missing tensor {file_name(name, names)}")
         if len(found[name]) != rank or 0 in found[name]:
             kind = f"{rank} dimensions, none of them 0"
-            raise WeightsError(f"{path}: tensor {_file_name(name, names)} has shape {found[name]}, expected {kind}")
+            raise WeightsError(f"{path}: tensor {file_name(name, names)} has shape {found[name]}, expected {kind}")
     try:
         with torch.device("meta"):
             return make()
@@ -292,7 +190,7 @@ def load_decoder(file: TensorFile, heads: int, dtype: torch.dtype, device: torch
     The file's copy of the embedder is left alone: `check_copy` and `load_embedder` are for that.
     """
     tensors = take(file, DECODER_NAMES, tuple(EMBEDDER_NAMES) + DECODER_UNUSED, file.path)
-    tensors = {name.replace(_UPSAMPLER, ".upsample."): t for name, t in tensors.items() if _TIME not in name}
+    tensors = {name.replace(UPSAMPLER, ".upsample."): t for name, t in tensors.items() if TIME_CONVOLUTION not in name}
     stored = shapes_of(tensors)
     decoder = build(lambda: Decoder(decoder_shape(stored, heads)), stored, _DECODER_RANKS, DECODER_NAMES, file.path)
     _check_heads(stored["norm.weight"][0], heads, file.path)
@@ -346,52 +244,8 @@ def _check_heads(width: int, heads: int, path: Path) -> None:
         raise WeightsError(f"{path}: width {width} is no multiple of {heads} heads")
 
 
-def _is_plain(tensor: Tensor) -> bool:
-    if tensor.is_nested or tensor.layout != torch.strided or tensor.is_quantized:
-        return False
-    return tensor.dtype in _FLOATS and tensor.device.type == "cpu"
-
-
 def _variant_levels(size: str) -> tuple[int, ...]:
     try:
         return variant(size).levels
     except UnknownModel as error:
         raise WeightsError(str(error)) from None
-
-
-def _file_name(name: str, names: Mapping[str, str]) -> str:
-    """A module's parameter by its name in the file."""
-    for theirs, ours in names.items():
-        if name == ours or (ours.endswith(".") and name.startswith(ours)):
-            return theirs + name[len(ours) :].replace(".upsample.", _UPSAMPLER)
-    return name
-
-
-def _open_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
-    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        raise WeightsError(f"{path}: not a readable safetensors file ({error})") from None
-
-
-def _open_pickle(path: Path) -> dict[str, Tensor]:
-    if not zipfile.is_zipfile(path):
-        raise WeightsError(f"{path}: not a whole torch.save file (damaged, cut short, or older than torch 1.6)")
-    try:
-        # weights_only: an unpickler that knows tensors and containers, and refuses everything else unrun.
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except pickle.UnpicklingError as error:
-        raise WeightsError(f"{path}: refused, it holds more than plain tensors ({_first_line(error)})") from None
-    except Exception as error:  # noqa: BLE001 - damaged bytes can drive an unpickler into any error
-        raise WeightsError(f"{path}: not a readable torch.save file ({_first_line(error)})") from None
-    if not isinstance(loaded, dict):
-        raise WeightsError(f"{path}: holds {type(loaded).__name__}, expected a dictionary of tensors")
-    for name, tensor in loaded.items():
-        if not isinstance(name, str) or not isinstance(tensor, Tensor):
-            raise WeightsError(f"{path}: entry {name!r} is {type(tensor).__name__}, expected a tensor")
-    return loaded
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -18,6 +18,7 @@ from viq import npz
 from viq.config import CODES_PER_PATCH, PATCH, variant
 from viq.errors import InvalidInput, UnknownModel
 
+_LARGEST = 2**31 - 1  # pixels or patches of a side; far larger numbers could not even be shown in a message
 MAX_NPZ_BYTES = 64 * 2**20
 """Unpacked bytes that `from_npz` reads at most unless told otherwise."""
 
@@ -246,4 +247,6 @@ def _pair(value: object, name: str) -> tuple[int, int]:
 def _whole(value: object, name: str) -> int:
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
         raise InvalidInput(f"{name} holds {value!r}, expected whole numbers")
+    if abs(int(value)) > _LARGEST:
+        raise InvalidInput(f"{name} holds a number over {_LARGEST}")
     return int(value)

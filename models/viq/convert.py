@@ -12,23 +12,15 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
-from viq.checkpoint import (
-    DECODER_UNUSED,
-    DEFAULT_HEADS,
-    ENCODER_UNUSED,
-    TensorFile,
-    encoder_stem,
-    load_decoder,
-    load_embedder,
-    load_encoder,
-    open_tensors,
-)
+from viq.checkpoint import DEFAULT_HEADS, encoder_stem, load_decoder, load_embedder, load_encoder
 from viq.config import CODES_PER_PATCH, GRID, PATCH, variant
 from viq.errors import InvalidInput, WeightsError
 from viq.fingerprint import family, sample_check, write_manifest
 from viq.fsq import bound, codebook, quantise
 from viq.patches import normalise, pack_images, patchify
+from viq.released_names import DECODER_UNUSED, ENCODER_UNUSED
 from viq.row_probe import FIRST
+from viq.tensor_file import TensorFile, open_tensors
 
 State = dict[str, Tensor]
 

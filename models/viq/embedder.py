@@ -47,10 +47,13 @@ class Embedder(nn.Module):
     def from_pretrained(
         cls, root: str | Path | None = None, size: str | None = None, device: str = "auto", dtype: str = "auto"
     ) -> Embedder:
-        """Load only the embedder of `size` from a weights root (see `ViQ.from_pretrained` for both)."""
-        from viq.model import ViQ  # the model is built of embedders, so it cannot be imported above
+        """Load only the embedder of `size` from a weights root (see `ViQ.from_pretrained` for both).
 
-        return ViQ.from_pretrained(root, size, device=device, dtype=dtype, parts=("embedder",)).embedder
+        Its file is all that is needed: no encoder, and no fingerprint.
+        """
+        from viq.model import load_embedder_alone  # a model is built of embedders, so it cannot be imported above
+
+        return load_embedder_alone(root, size, device, dtype)
 
     @torch.inference_mode()
     def forward(self, codes: Tensor) -> Tensor:

@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 
 from viq import attention, linear
-from viq.checkpoint import ENCODER_UNUSED, TensorFile
 from viq.config import PREPROCESSING, variant
 from viq.errors import WeightsError
 from viq.hardware import instruction_set
+from viq.released_names import ENCODER_UNUSED
+from viq.tensor_file import TensorFile
 
 _SAMPLES, _SAMPLE_BYTES = 16, 512
 

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from viq.checkpoint import (
     DEFAULT_HEADS,
-    TensorFile,
+    check_copy,
     encoder_stem,
     find,
+    holds,
     load_decoder,
     load_embedder,
     load_encoder,
-    open_tensors,
     read_manifest,
 )
 from viq.codes import Codes
@@ -28,13 +28,14 @@ from viq.decoder import Decoder, to_bytes
 from viq.embedder import Embedder
 from viq.encoder import Encoder
 from viq.errors import FingerprintMismatch, InvalidInput, UnknownModel, WeightsError
-from viq.fingerprint import family, mode, remembered_family
+from viq.fingerprint import family, mode, remembered_family, stated_family
 from viq.hardware import prepare_cuda
 from viq.packing import Packing
 from viq.patches import normalise, pack_images, patchify
 from viq.pixels import to_rgb
 from viq.random_weights import NANO, drawer_state, embedder_state, encoder_state
 from viq.row_probe import FIRST, row_multiple
+from viq.tensor_file import TensorFile, open_tensors
 from viq.weights_root import folder_of
 
 if TYPE_CHECKING:
@@ -109,12 +110,20 @@ class ViQ:
         heads = manifest.get("num_heads", DEFAULT_HEADS)
         if not isinstance(heads, int):
             raise WeightsError(f"{folder / 'viq.json'}: num_heads is {heads!r}, expected a whole number")
-        encoder_file = open_tensors(find(folder, encoder_stem(size)))
+        stem = encoder_stem(size)
+        encoder_file: TensorFile | None = None
+        if "encoder" in parts or holds(folder, stem):
+            encoder_file = open_tensors(find(folder, stem))
+            family_ = remembered_family(encoder_file, manifest, size, heads)
+        else:
+            family_ = stated_family(manifest, folder)
         embedder_file = open_tensors(find(folder, "embedder")) if "embedder" in parts else None
         drawer_file = open_tensors(find(folder, "index_drawer")) if "decoder" in parts else None
+        if drawer_file and embedder_file:
+            check_copy(drawer_file, size)
         model = cls._assemble(
             size, heads, encoder_file if "encoder" in parts else None, embedder_file, drawer_file, device, dtype,
-            remembered_family(encoder_file, manifest, size, heads),
+            family_,
         )  # fmt: skip
         _same_widths(model, folder)
         return model
@@ -268,6 +277,16 @@ class ViQ:
             yield packing, packing.pad(torch.from_numpy(flat)).to(self._device)
 
 
+def load_embedder_alone(root: str | Path | None, size: str | None, device: str, dtype: str) -> Embedder:
+    """The embedder of a weights root, from its own file alone; see `Embedder.from_pretrained`."""
+    if root is None:
+        return ViQ.from_pretrained(root, size, device=device, dtype=dtype, parts=("embedder",)).embedder
+    folder, size = folder_of(root, size)
+    read_manifest(folder, size)
+    where = _device(device)
+    return load_embedder(open_tensors(find(folder, "embedder")), size, _dtype(dtype, where), where)
+
+
 def _chunks(items: Sequence[T], patches: Sequence[int]) -> Iterator[list[T]]:
     """Runs of items of at most `_PACK_PATCHES` patches together, or one item of more."""
     chunk: list[T] = []
@@ -309,6 +328,8 @@ def _device(name: str) -> torch.device:
         raise InvalidInput(f"device {name!r}; there are auto, cpu, cuda and cuda:N") from None
     if device.type not in ("cpu", "cuda"):
         raise InvalidInput(f"device {name!r}; there are auto, cpu, cuda and cuda:N")
+    if device.type == "cpu" and device.index:
+        raise InvalidInput(f"device {name!r}: there is one cpu")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise InvalidInput(f"device {name!r}: this machine has {torch.cuda.device_count()} CUDA devices")
     return device

@@ -34,7 +34,8 @@ def run(settings: Settings) -> int:
     logging.basicConfig(
         level=settings.log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
-    return asyncio.run(Service(settings).serve(lambda url: print(f"viq serves at {url}", flush=True)))
+    with asyncio.Runner(loop_factory=_new_loop) as runner:
+        return runner.run(Service(settings).serve(lambda url: print(f"viq serves at {url}", flush=True)))
 
 
 class Service:
@@ -53,7 +54,7 @@ class Service:
         self._loop = asyncio.get_running_loop()
         try:
             listener = _listen(self._settings.host, self._settings.http_port)
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # the latter for what can be no host name
             log.error("cannot listen on %s port %d: %s", self._settings.host, self._settings.http_port, error)
             return UNUSABLE
         if own_signals:
@@ -85,7 +86,7 @@ class Service:
         if loading.exception() is not None:
             stopping.cancel()
             return _unusable(loading.exception())
-        log.info("ready: %s", ", ".join(f"{one.size} {one.fingerprint}" for one in tokenizer.models()))
+        log.info("ready: %s", ", ".join(f"{one.label} {one.fingerprint}" for one in tokenizer.models()))
         await stopping
         tokenizer.drain()
         log.info("draining: serving for another %g s", self._settings.drain_delay)
@@ -101,6 +102,15 @@ class Service:
             log.warning("second signal: ending at once")
             os._exit(128 + number)
         self._stop.set()
+
+
+def _new_loop() -> asyncio.AbstractEventLoop:
+    """uvloop's event loop where there is one (not on Windows), else asyncio's own."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop()
+    return uvloop.new_event_loop()
 
 
 def _listen(host: str, port: int) -> socket.socket:

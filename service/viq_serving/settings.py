@@ -47,7 +47,7 @@ class Settings(BaseSettings):
 
     weights_root: str | None = Field(
         default=None,
-        description="folder holding converted_<size>/, or hf:ORG/REPO[/SUBDIR][@REV]; none: the nano checkpoint",
+        description="folder holding converted_<size>/, or hf:ORG/REPO[/SUBDIR][@REV]; none: nano, untrained",
     )
     size: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(), description="size to load, repeatable; the first is the default of requests that name none"
@@ -59,7 +59,10 @@ class Settings(BaseSettings):
     host: str = Field(default="127.0.0.1", description="address to listen on")
     http_port: int = Field(default=8000, ge=0, le=65535, description="HTTP port; 0 lets the system choose")
     drain_delay: float = Field(
-        default=5.0, ge=0, description="seconds to go on serving after SIGTERM, while load balancers notice"
+        default=5.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="seconds to go on serving after SIGTERM, while load balancers notice",
     )
     max_body_bytes: int = Field(default=64 * 2**20, ge=1, description="largest request body in bytes")
     max_images: int = Field(default=64, ge=1, description="most images in one request")
@@ -68,7 +71,7 @@ class Settings(BaseSettings):
     )
     max_patches: int = Field(default=16_384, ge=1, description="most 16x16 patches in one image")
     body_read_timeout_s: float = Field(
-        default=30.0, gt=0, description="seconds within which a request body must arrive"
+        default=30.0, gt=0, allow_inf_nan=False, description="seconds within which a request body must arrive"
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="least severe log line shown"

@@ -99,10 +99,10 @@ class Tokenizer:
             raise NotReady("the service is still loading")
         if size and size not in self._models:
             known = "is not loaded" if size in VARIANTS else "does not exist"
-            raise UnknownModel(f"size {size!r} {known}; loaded: {', '.join(self._models)}")
+            raise UnknownModel(f"size {size!r} {known}; loaded: {', '.join(one.label for one in self.models())}")
         info = self._models[size] if size else next(iter(self._models.values()))
         if expect is not None and expect not in (info.fingerprint, info.family):
-            raise FingerprintMismatch(f"expected fingerprint {expect}, size {info.size} has {info.fingerprint}")
+            raise FingerprintMismatch(f"expected fingerprint {expect}, size {info.label} has {info.fingerprint}")
         return info
 
     async def encode(self, images: Sequence[bytes], model: ModelInfo, options: PixelOptions) -> Results[Codes]:
@@ -165,7 +165,7 @@ class Tokenizer:
         foreign = {one.family for one in inputs if isinstance(one, Codes)} - {"", model.family}
         if foreign and not any_fingerprint:
             raise FingerprintMismatch(
-                f"codes are of family {', '.join(sorted(foreign))}, size {model.size} here is {model.family}"
+                f"codes are of family {', '.join(sorted(foreign))}, size {model.label} here is {model.family}"
             )
 
     @asynccontextmanager
@@ -220,7 +220,7 @@ class Tokenizer:
 
     def _checked(self, model: ModelInfo, codes: Codes) -> Codes:
         if codes.size != model.size:
-            raise InvalidInput(f"codes are of size {codes.size}, the size asked is {model.size}")
+            raise InvalidInput(f"codes are of size {codes.size}, the size asked is {model.label}")
         over = over_limit(*codes.image_size, self.limits)
         if over is not None:
             raise TooLarge(f"image of the codes is over {over}")

@@ -41,6 +41,11 @@ class ModelInfo:
     device: str
     untrained: bool
 
+    @property
+    def label(self) -> str:
+        """The size as it is shown to people."""
+        return f"{self.size} (untrained)" if self.untrained else self.size
+
 
 @dataclass(frozen=True)
 class Timings:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +12,8 @@ import pytest
 
 Run = Callable[..., tuple[int, str, str]]
 MakePicture = Callable[..., Path]
+
+VIQ = Path(sys.executable).with_name("viq")
 
 
 def test_equal_stems_are_refused_before_anything_is_written(viq: Run, picture: MakePicture, tmp_path: Path) -> None:
@@ -157,3 +160,33 @@ def test_arguments_of_convert_that_lead_nowhere_write_nothing(viq: Run, tmp_path
 
 def test_the_client_imports_no_torch() -> None:
     assert python("import sys, viq_serving.client; sys.exit('torch' in sys.modules)").returncode == 0
+
+
+@pytest.mark.parametrize("arguments", ["plan 640x480", "--help", "encode --help"])
+def test_output_that_nobody_reads_ends_without_a_word(arguments: str) -> None:
+    script = f"{VIQ} {arguments} | (exec <&-); exit ${{PIPESTATUS[0]}}"
+    # The reader has gone before the command writes: a command of Python's takes longer to start.
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
+    # 141 is what a shell makes of SIGPIPE; argparse keeps it to itself.
+    assert (done.returncode in (0, 141), done.stderr) == (True, "")
+
+
+def test_output_that_cannot_be_written_ends_with_3_and_says_why() -> None:
+    done = subprocess.run(
+        ["bash", "-c", f"{VIQ} plan 640x480 > /dev/full"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (3, "viq plan: No space left on device\n")
+
+
+def test_help_is_printed_where_only_ascii_is() -> None:
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([VIQ, "encode", "--help"], capture_output=True, text=True, check=False, env=environment)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:9", "nonsense://x"])
+def test_a_proxy_that_cannot_be_used_ends_with_3(viq: Run, monkeypatch: pytest.MonkeyPatch, proxy: str) -> None:
+    monkeypatch.setenv("ALL_PROXY", proxy)
+    code, _, err = viq("info", "--server", "http://localhost:1")
+    assert code == 3
+    assert "proxy" in err

@@ -123,3 +123,87 @@ def test_the_limits_of_the_settings_hold(strict: httpx.Client, make_image: MakeI
     many = strict.post("/v1/encode", files=[("image", make_image(1, 1))] * 3)
     assert (many.status_code, "2" in many.json()["error"]["message"]) == (413, True)
     assert strict.get("/v1/models").json()["models"][0]["limits"]["max_images"] == 2
+
+
+def test_a_head_without_end_is_refused(strict: httpx.Client) -> None:
+    with connect(strict) as wire:
+        wire.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\nX-Long: ")
+        try:
+            for _ in range(64):
+                wire.sendall(b"a" * 10_000)
+        except OSError:
+            pass  # it has hung up by now
+        try:
+            reply = wire.recv(12)
+        except ConnectionResetError:
+            reply = b""
+    assert reply in (b"HTTP/1.1 413", b"")
+    assert strict.get("/livez").status_code == 200
+
+
+def test_a_head_over_the_limit_is_413_in_our_shape(strict: httpx.Client) -> None:
+    with connect(strict) as wire:
+        wire.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\nX-Long: " + b"a" * (64 * 2**10))
+        status, start, body = answer(wire)
+    assert (status, body["error"]["code"]) == (413, "too_large")
+    assert b"x-request-id: " in start
+
+
+@pytest.mark.parametrize("begun", [b"", b"GET /livez HTTP/1.1\r\nHost:"])
+def test_a_head_that_does_not_come_ends_the_connection(
+    strict: httpx.Client, monkeypatch: pytest.MonkeyPatch, begun: bytes
+) -> None:
+    monkeypatch.setattr("viq_serving.rest.connection._HEAD_TIMEOUT_S", 0.1)
+    with connect(strict) as wire:
+        wire.sendall(begun)
+        assert wire.recv(1) == b""
+
+
+def test_a_client_that_does_not_read_its_reply_is_hung_up_on(
+    serve: Serve, make_image: MakeImage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it would hold the reply in memory, and the service from ending, for as long as it likes."""
+    monkeypatch.setattr("viq_serving.rest.connection._READ_TIMEOUT_S", 0.2)
+    image = make_image(1200, 1200)
+    with serve() as client, socket.socket() as wire:
+        wire.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        wire.connect((client.base_url.host, client.base_url.port or 0))
+        request = f"POST /v1/embed?format=json HTTP/1.1\r\nHost: x\r\nContent-Length: {len(image)}\r\n\r\n"
+        wire.sendall(request.encode() + image)
+        while 'method="embed",outcome="ok"' not in client.get("/metrics").text:
+            pass  # counted when the reply has ended, here by hanging up
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_an_offer_to_change_the_protocol_is_declined_and_the_request_answered(
+    client: httpx.Client, make_image: MakeImage, apart: bool
+) -> None:
+    """Java's HttpClient makes this offer with every request."""
+    image = make_image()
+    offer = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABkAAQAAP__")
+    request = head(f"Content-Length: {len(image)}", *offer)
+    last = b"GET /livez HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    with connect(client) as wire:
+        wire.sendall(request if apart else request + image)
+        if apart:
+            time.sleep(0.1)
+            wire.sendall(image)
+        wire.sendall(last)
+        reply = b"".join(iter(lambda: wire.recv(65536), b""))
+    assert reply.count(b"HTTP/1.1 200 ") == 2
+    assert b'"codes":[' in reply
+
+
+def test_what_follows_a_chunked_body_is_no_header(client: httpx.Client, make_image: MakeImage) -> None:
+    image = make_image()
+    trailer = b"ViQ-Expect-Fingerprint: other\r\n"
+    with connect(client) as wire:
+        wire.sendall(head("Transfer-Encoding: chunked", "Connection: close"))
+        wire.sendall(b"%x\r\n" % len(image) + image + b"\r\n0\r\n" + trailer + b"\r\n")
+        assert answer(wire)[0] == 200
+
+
+def test_connect_is_refused(client: httpx.Client) -> None:
+    with connect(client) as wire:
+        wire.sendall(b"CONNECT example.org:80 HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert answer(wire)[0] == 400

@@ -133,6 +133,8 @@ def test_a_failed_result_of_encode_fails_alone(client: httpx.Client, make_image:
         ({"grid": [0, 0]}, "grid"),
         ({"grid": [2, -3]}, "grid"),
         ({"grid": [2]}, "grid"),
+        ({"grid": [10**4000, 10**4000]}, "grid"),
+        ({"image_size": [10**4000, 1]}, "image_size"),
         ({"grid": "2,3"}, "grid"),
         ({"image_size": [33, 40]}, "does not fit"),
         ({"image_size": [16, 40]}, "does not fit"),

@@ -106,3 +106,8 @@ def test_codes_of_other_weights_are_refused_unless_allowed(client: httpx.Client,
     foreign = {**codes.to_dict(), "fingerprint": "0123456789abcdef.01234567"}
     assert client.post("/v1/embed", json=foreign).status_code == 409
     assert client.post("/v1/embed?any_fingerprint=1", json=foreign).status_code == 200
+
+
+def test_only_octet_stream_can_be_raw_codes(client: httpx.Client, make_image: MakeImage, expected: Array) -> None:
+    reply = client.post("/v1/embed", content=make_image(), headers={"Content-Type": "image/png", "ViQ-Grid": "2,3"})
+    assert np.array_equal(np.load(io.BytesIO(reply.content)), expected)

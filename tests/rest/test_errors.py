@@ -112,6 +112,7 @@ def test_unknown_options_of_the_other_methods_are_422(client: httpx.Client, path
         ("/v1/decode", "image/png"),
         ("/v1/decode", "multipart/form-data; boundary=x"),
         ("/v1/embed", "text/html"),
+        ("/v1/plan", "image/png"),
     ],
 )
 def test_a_body_of_a_type_that_is_not_taken_is_415(client: httpx.Client, path: str, content_type: str) -> None:
@@ -179,6 +180,29 @@ def test_no_such_size_is_404(client: httpx.Client, make_image: MakeImage, size: 
         assert_error(client.post(f"{path}?size={size}", content=make_image()), 404, "unknown_model", words)
 
 
+@pytest.mark.parametrize("path", ["/livez", "/readyz", "/metrics", "/docs", "/openapi.json", "/v1/models"])
+def test_head_is_answered_as_get_without_the_body(client: httpx.Client, path: str) -> None:
+    reply = client.head(path)
+    assert (reply.status_code, reply.content) == (200, b"")
+    assert int(reply.headers["Content-Length"]) > 0
+
+
+def test_a_message_quotes_only_the_beginning_of_what_is_long(
+    client: httpx.Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    body = {"size": "x" * 1_000_000, "grid": [1, 1], "codes": [0, 0, 0, 0]}
+    reply = client.post("/v1/decode", json=body)
+    assert_error(reply, 404, "unknown_model", "xxx")
+    assert len(reply.content) < 2000
+    assert all(len(record.getMessage()) < 2000 for record in caplog.records)
+
+
+def test_every_reply_forbids_guessing_its_type(client: httpx.Client, make_image: MakeImage) -> None:
+    for reply in (client.get("/livez"), client.get("/nothing"), client.post("/v1/encode", content=make_image())):
+        assert reply.headers["X-Content-Type-Options"] == "nosniff"
+
+
 @pytest.mark.parametrize(("verb", "path"), [("GET", "/v1/encode"), ("DELETE", "/v1/decode"), ("POST", "/v1/models")])
 def test_the_wrong_method_is_405_and_says_which_is_right(client: httpx.Client, verb: str, path: str) -> None:
     reply = client.request(verb, path)
@@ -188,7 +212,12 @@ def test_the_wrong_method_is_405_and_says_which_is_right(client: httpx.Client, v
 
 @pytest.mark.parametrize(
     ("path", "accept"),
-    [("/v1/encode", "image/png"), ("/v1/encode", "application/json;q=0"), ("/v1/decode", "text/html")],
+    [
+        ("/v1/encode", "image/png"),
+        ("/v1/encode", "application/json;q=0"),
+        ("/v1/decode", "text/html"),
+        ("/v1/plan", "image/png"),
+    ],
 )
 def test_an_accept_that_cannot_be_met_is_406(client: httpx.Client, path: str, accept: str) -> None:
     assert_error(client.post(path, content=b"", headers={"Accept": accept}), 406, "not_acceptable", accept)

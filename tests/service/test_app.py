@@ -126,6 +126,14 @@ def test_a_port_that_is_taken_exits_3() -> None:
     assert str(port) in errors
 
 
+def test_what_can_be_no_host_name_exits_3() -> None:
+    with process('{"http_port": 0, "host": "a..b"}') as running:
+        _, errors = running.communicate(timeout=60)
+    assert running.returncode == 3
+    assert "a..b" in errors
+    assert "Traceback" not in errors
+
+
 def test_untrained_weights_are_announced_in_the_log() -> None:
     with server() as (running, client):
         untrained = client.get("/v1/models").json()["models"][0].get("untrained", False)

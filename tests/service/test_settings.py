@@ -82,6 +82,8 @@ def test_a_service_link_with_the_name_of_a_setting_does_not_set_it(monkeypatch: 
         ({"drain_delay": -1}, "drain_delay"),
         ({"max_images": 0}, "max_images"),
         ({"size": ("16k", "16k")}, "twice"),
+        ({"drain_delay": "inf"}, "drain_delay"),
+        ({"body_read_timeout_s": "inf"}, "body_read_timeout_s"),
         ({"colour": "red"}, "colour"),
     ],
 )

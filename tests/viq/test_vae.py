@@ -8,9 +8,10 @@ import pytest
 import torch
 from diffusers import AutoencoderKLQwenImage
 
-from viq.checkpoint import TensorFile, load_decoder
+from viq.checkpoint import load_decoder
 from viq.decoder import Decoder
 from viq.random_weights import Layout, drawer_state
+from viq.tensor_file import TensorFile
 
 TOLERANCE = 5e-5  # float32 sums in another order; a wrong time slice is off by tenths
 LAYOUT = Layout(size="16k", width=64, heads=4, vae_base=8)

@@ -143,6 +143,8 @@ def connect(options: argparse.Namespace) -> Iterator[tuple[Client, dict[str, Any
         client = Client(options.server)
     except InvalidInput as error:
         raise UsageError(str(error)) from None
+    except ViQError as error:
+        raise Unusable(str(error)) from None
     with client:
         try:
             rows = client.models()

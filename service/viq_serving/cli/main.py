@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import io
+import os
 import sys
 from collections.abc import Sequence
 
@@ -20,7 +22,7 @@ COMMANDS = {
     "plan": plan,
 }
 
-_INTERRUPTED = 130
+_INTERRUPTED, _NO_READER = 130, 141  # what a shell makes of SIGINT and SIGPIPE
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,12 +32,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     command = arguments[0] if arguments else ""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: a name must not end the work in an ASCII locale
     try:
-        args = _parser(command).parse_args(arguments)
-        code: int = COMMANDS[args.command].run(args)
+        code = _run(command, arguments)
+        print(end="", flush=True)  # now, where a failure can still be told
         return code
-    except SystemExit as done:  # argparse has printed its help or its complaint
-        return done.code if isinstance(done.code, int) else USAGE
+    except BrokenPipeError:  # whoever reads has seen enough
+        _drop_output()
+        return _NO_READER
+    except OSError as error:
+        _drop_output()
+        print(f"viq {command}: {error.strerror or error}", file=sys.stderr)
+        return UNUSABLE
     except UsageError as error:
         print(f"viq {command}: {error}", file=sys.stderr)
         return USAGE
@@ -44,6 +53,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         return UNUSABLE
     except KeyboardInterrupt:
         return _INTERRUPTED
+
+
+def _drop_output() -> None:
+    """Send what is still buffered nowhere: Python would fail on it once more at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def _run(command: str, arguments: Sequence[str]) -> int:
+    try:
+        args = _parser(command).parse_args(arguments)
+    except SystemExit as done:  # argparse has printed its help or its complaint
+        return done.code if isinstance(done.code, int) else USAGE
+    code: int = COMMANDS[args.command].run(args)
+    return code
 
 
 def _parser(command: str) -> argparse.ArgumentParser:

@@ -20,7 +20,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         "--weights-root",
         metavar="DIR|hf:…",
         help="folder holding converted_<size>/, or hf:ORG/REPO[/SUBDIR][@REV]; "
-        "default: VIQ_WEIGHTS_ROOT, else the built-in nano",
+        "default: VIQ_WEIGHTS_ROOT, else the built-in nano, which is untrained",
     )
     group.add_argument("--size", choices=VARIANTS, metavar="S", help=f"one of {', '.join(VARIANTS)}")
     group.add_argument("--device", metavar="D", help="auto, cpu, cuda or cuda:N; default: auto")

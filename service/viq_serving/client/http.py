@@ -40,7 +40,10 @@ class Client:
         if address.scheme not in ("http", "https") or not address.host:
             raise InvalidInput(f"server {url!r}, expected http://host:port")
         self.url = url.rstrip("/")
-        self._http = httpx.Client(base_url=self.url, timeout=timeout)
+        try:
+            self._http = httpx.Client(base_url=self.url, timeout=timeout)
+        except (ImportError, ValueError, httpx.InvalidURL) as error:
+            raise ServerError(UNREACHABLE, f"the proxy that the environment names cannot be used: {error}") from None
 
     def encode(
         self, images: Iterable[Picture], *, size: str | None = None, exif: bool = True, alpha: str = "white"
@@ -68,8 +71,7 @@ class Client:
             else:
                 body, kind, query = _file(one, exif, alpha), _BYTES, _query(size=size, exif=exif, alpha=alpha)
             reply = self._post("/v1/embed", body, kind, _NPY, query)
-            array: npt.NDArray[np.float32] = np.load(io.BytesIO(reply), allow_pickle=False)
-            features.append(array)
+            features.append(_array(reply))
         return features
 
     def decode(self, codes: Iterable[Codes], *, any_fingerprint: bool = False) -> list[npt.NDArray[np.uint8]]:
@@ -130,6 +132,14 @@ def _file(image: Picture, exif: bool, alpha: str) -> bytes:
     file = io.BytesIO()
     Image.fromarray(to_rgb(image, exif=exif, alpha=alpha)).save(file, "PNG", compress_level=1)
     return file.getvalue()
+
+
+def _array(reply: bytes) -> npt.NDArray[np.float32]:
+    try:
+        array: npt.NDArray[np.float32] = np.load(io.BytesIO(reply), allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise ServerError(UNREACHABLE, f"the answer is no array: {error}") from None
+    return array
 
 
 def _query(

@@ -13,6 +13,7 @@ from viq_serving.rest.body import Item, parse_json
 _REPLY = frozenset({"model", "results", "timings_ms"})
 _MODEL = frozenset({"size", "fingerprint", "codebook_size", "levels", "untrained"})
 _RESULT = frozenset({"name", "image_size", "grid", "codes", "codes_b64"})
+_MAX_SIDE = 2**31
 
 
 def codes_of_json(body: bytes, default_size: str, max_items: int) -> list[Item[Codes | ViQError]]:
@@ -63,7 +64,15 @@ def _codes(result: Mapping[str, object], allowed: frozenset[str], known: Mapping
     if "error" in result:
         raise InvalidInput("this result holds an error in place of codes")
     _only(result, allowed, "result")
+    _bounded(result.get("grid"), "grid")
+    _bounded(result.get("image_size"), "image_size")
     return Codes.from_dict({**known, **result})
+
+
+def _bounded(pair: object, name: str) -> None:
+    """Refuse numbers of thousands of digits: Python parses them but will not write their product into a message."""
+    if isinstance(pair, list) and any(isinstance(side, int) and abs(side) >= _MAX_SIDE for side in pair):
+        raise InvalidInput(f"{name} holds a number of {_MAX_SIDE} or more")
 
 
 def _only(given: Mapping[str, object], allowed: frozenset[str], where: str) -> None:

@@ -33,21 +33,24 @@ class Envelope:
         exchange = Exchange.begin(Headers(scope=scope).get("x-request-id"))
         scope.setdefault("state", {})["exchange"] = exchange
         wire = _Wire(scope, receive, send, exchange, self)
+        # The server sends no body in answer to HEAD; for the app it is a GET.
+        asked = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
         try:
-            await self._app(scope, wire.receive, wire.send)
+            await self._app(asked, wire.receive, wire.send)
         except Exception as error:
             log.exception("request %s failed", exchange.request_id)
+            exchange.outcome = "internal"
             if not wire.started:
                 await error_response(error, exchange)(scope, wire.receive, wire.send)
         finally:
             self._count(scope["path"], exchange)
 
     def headers(self, exchange: Exchange) -> dict[str, str]:
-        """What every reply carries: the request id, and the fingerprint once a model is loaded."""
+        """What every reply carries: request id, fingerprint once a model is loaded, and that its type is meant."""
         loaded = self._tokenizer.models()
         model = exchange.model or (loaded[0] if loaded else None)
         fingerprint = {} if model is None else {"ViQ-Fingerprint": model.fingerprint}
-        return {"X-Request-ID": exchange.request_id, **fingerprint}
+        return {"X-Request-ID": exchange.request_id, "X-Content-Type-Options": "nosniff", **fingerprint}
 
     def _count(self, path: str, exchange: Exchange) -> None:
         if path.startswith("/v1/"):

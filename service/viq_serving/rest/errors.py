@@ -33,6 +33,7 @@ STATUS = {
 """HTTP status of each error code; any other error is 500 `internal`."""
 
 _RETRY_AFTER_S = {"not_ready": "1"}
+_MAX_MESSAGE = 1000  # characters: messages quote what the caller sent, which may be megabytes
 
 
 def status_of(error: Exception) -> int:
@@ -43,7 +44,7 @@ def status_of(error: Exception) -> int:
 def error_fields(error: Exception) -> dict[str, str]:
     """`code` and `message` as the outside may see them: nothing of an unknown error gets out."""
     if isinstance(error, ViQError) and error.code in STATUS:
-        return {"code": error.code, "message": str(error)}
+        return {"code": error.code, "message": _cut(str(error))}
     return {"code": "internal", "message": "internal error"}
 
 
@@ -59,7 +60,7 @@ def error_response(error: Exception, exchange: Exchange, headers: Mapping[str, s
     body, status = error_body(error, exchange), status_of(error)
     # Probes ask many times a second while a service loads or drains.
     level = logging.DEBUG if exchange.outcome == "not_ready" else logging.INFO
-    log.log(level, "request %s: %d %s: %r", exchange.request_id, status, exchange.outcome, str(error))
+    log.log(level, "request %s: %d %s: %r", exchange.request_id, status, exchange.outcome, _cut(str(error)))
     extra = dict(headers or {})
     if exchange.outcome in _RETRY_AFTER_S:
         extra["Retry-After"] = _RETRY_AFTER_S[exchange.outcome]
@@ -77,12 +78,16 @@ async def on_framework_error(request: Request, error: Exception) -> Response:
     return error_response(_translated(request, error), exchange_of(request), headers)
 
 
+def _cut(message: str) -> str:
+    return message if len(message) <= _MAX_MESSAGE else f"{message[:_MAX_MESSAGE]}…"
+
+
 def _translated(request: Request, error: Exception) -> Exception:
     if isinstance(error, RequestValidationError):
         return InvalidInput(problems({**detail, "loc": detail["loc"][1:]} for detail in error.errors()))
     status = error.status_code if isinstance(error, HTTPException) else 500
     if status == 404:
-        return NotFound(f"no such path: {request.url.path}")
+        return NotFound(f"no such path: {request.scope['path']}")
     if status == 405:
-        return MethodNotAllowed(f"{request.method} is not for {request.url.path}")
+        return MethodNotAllowed(f"{request.method} is not for {request.scope['path']}")
     return Malformed("bad request") if 400 <= status < 500 else error

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from viq.codes import Codes
 from viq_serving.errors import UnsupportedMediaType, ViQError
 from viq_serving.metrics import Metrics
-from viq_serving.rest.body import Item, media_type, parse_multipart, read_body
+from viq_serving.rest.body import Item, media_type, parse_json, parse_multipart, read_body
 from viq_serving.rest.codes_body import codes_of_json, codes_of_raw
 from viq_serving.rest.exchange import exchange_of
 from viq_serving.settings import Settings
@@ -51,6 +51,17 @@ async def body_of(request: Request) -> bytes:
     return await read_body(request, settings.max_body_bytes, settings.body_read_timeout_s)
 
 
+async def json_of(request: Request) -> dict[str, object]:
+    """The object in a JSON body.
+
+    Raises `UnsupportedMediaType` for any other body, before reading it; one of no stated type is taken at its word.
+    """
+    kind = media_type(request)
+    if kind not in (_JSON, _BYTES):
+        raise UnsupportedMediaType(f"body is {kind}, expected {_JSON}")
+    return await run_in_threadpool(parse_json, await body_of(request))
+
+
 async def images_of(request: Request) -> list[Item[bytes]]:
     """The image files in the body: one by itself, or the parts of a multipart.
 
@@ -84,7 +95,8 @@ async def codes_of(request: Request, size: str | None) -> list[Item[Codes | ViQE
 
 async def inputs_of(request: Request, size: str | None) -> Sequence[Item[bytes | Codes | ViQError]]:
     """Codes or images, whichever the body is: raw bytes are codes if `ViQ-Grid` says what shape they have."""
-    if media_type(request) in (_JSON, _NPZ) or "viq-grid" in request.headers:
+    kind = media_type(request)
+    if kind in (_JSON, _NPZ) or (kind == _BYTES and "viq-grid" in request.headers):
         return await codes_of(request, size)
     return await images_of(request)
 

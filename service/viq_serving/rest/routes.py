@@ -11,9 +11,8 @@ from starlette.responses import Response
 
 from viq_serving.errors import InvalidInput, TooLarge
 from viq_serving.rest import replies
-from viq_serving.rest.body import parse_json
 from viq_serving.rest.exchange import exchange_of
-from viq_serving.rest.inputs import body_of, codes_of, images_of, inputs_of, pick, settings_of, size_of, tokenizer_of
+from viq_serving.rest.inputs import codes_of, images_of, inputs_of, json_of, pick, settings_of, size_of, tokenizer_of
 from viq_serving.rest.negotiate import choose
 from viq_serving.rest.replies import JSON, NPY, NPZ, PICTURES, RAW
 from viq_serving.rest.schemas import (
@@ -73,7 +72,8 @@ async def embed(request: Request, query: Annotated[EmbedOptions, Query()]) -> Re
 @router.post("/plan", **PLAN)
 async def plan(request: Request, query: Annotated[NoOptions, Query()]) -> Response:
     """What images would take, from their sizes alone."""
-    asked = PlanRequest.of(await run_in_threadpool(parse_json, await body_of(request)))
+    choose(request, (JSON,))
+    asked = PlanRequest.of(await json_of(request))
     limit = settings_of(request).max_images
     if len(asked.images) > limit:
         raise TooLarge(f"{len(asked.images)} images in one request, the limit is {limit}")
@@ -84,5 +84,6 @@ async def plan(request: Request, query: Annotated[NoOptions, Query()]) -> Respon
 @router.get("/models", **MODELS)
 async def models(request: Request, query: Annotated[NoOptions, Query()]) -> Response:
     """The loaded sizes, with the limits of this server."""
+    choose(request, (JSON,))
     pick(request, None)
     return replies.models_listed(tokenizer_of(request).models(), settings_of(request).limits())
