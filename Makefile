@@ -13,7 +13,7 @@ help:  ## list the targets
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11"; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is older than 3.11"; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }  # half an environment would be taken for a whole one
 
 # torch first: packages that depend on it then keep the pinned one.
 $(VENV)/.installed: $(BIN)/python pyproject.toml $(LOCK)

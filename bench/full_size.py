@@ -30,22 +30,22 @@ from viq.packing import Packing
 from viq.tensor_file import open_tensors
 
 CHILD = """
-import time, sys; start = time.perf_counter()
+import time, sys; start = float(sys.argv[5])
 import numpy as np
 from viq import ViQ
 root, size, dtype, parts = sys.argv[1:5]
 def memory():
     fields = dict(line.split(':') for line in open('/proc/self/status') if ':' in line)
     return {k: int(fields[k].split()[0]) // 1024 for k in ('RssAnon', 'RssFile', 'VmHWM')}
-imported = time.perf_counter() - start
+imported = time.monotonic() - start
 before = memory()
 model = ViQ.from_pretrained(root, size, device='cpu', dtype=dtype, parts=parts.split('+'))
-loaded, held = time.perf_counter() - start, memory()
+loaded, held = time.monotonic() - start, memory()
 pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
 codes = model.encode([pixels])
-first = time.perf_counter() - start
+first = time.monotonic() - start
 if 'decoder' in parts: model.embed(codes); model.decode(codes)
-import json; print(json.dumps({'import_s': imported, 'loaded_s': loaded, 'first_code_s': first,
+import json; print(json.dumps({'imported_s': imported, 'loaded_s': loaded, 'first_code_s': first,
     'anon_mib_before': before['RssAnon'], 'anon_mib_loaded': held['RssAnon'], 'after_use_mib': memory()}))
 """
 
@@ -64,7 +64,7 @@ def main() -> None:
     result: dict[str, object] = {"machine": machine(), "start": {}, "speed": []}
     for dtype in args.dtypes:
         for parts in ("encoder", "encoder+embedder+decoder"):
-            command = [sys.executable, "-c", CHILD, str(args.root), args.size, dtype, parts]
+            command = [sys.executable, "-c", CHILD, str(args.root), args.size, dtype, parts, str(time.monotonic())]
             row = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
             result["start"][f"{dtype} {parts}"] = row  # type: ignore[index]
             print(dtype, parts, json.dumps(row), flush=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from viq.hardware import has_amx
 from viq.packing import Packing
@@ -68,6 +67,5 @@ def _varlen(q: Tensor, k: Tensor, v: Tensor, packing: Packing) -> Tensor:
     if packing.rows > packing.patches:
         ends, longest = (*ends, packing.rows), max(longest, packing.rows - packing.patches)
     cu = torch.tensor(ends, dtype=torch.int32, device=q.device)
-    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
-        out = varlen_attn(q, k, v, cu, cu, longest, longest)
+    out = varlen_attn(q, k, v, cu, cu, longest, longest)
     return out if isinstance(out, Tensor) else out[0]

@@ -169,9 +169,11 @@ def load_encoder(file: TensorFile, size: str, heads: int, dtype: torch.dtype, de
     return fill(encoder, cast(tensors, dtype, device), ENCODER_NAMES, file.path)
 
 
-def load_embedder(file: TensorFile, size: str, dtype: torch.dtype, device: torch.device) -> Embedder:
-    """The embedder, from its own file or from a drawer's copy. Raises `WeightsError` as `load_encoder` does."""
-    tensors, embedder = _embedder(file, size)
+def load_embedder(
+    file: TensorFile, size: str, dtype: torch.dtype, device: torch.device, *, drawer: bool = False
+) -> Embedder:
+    """The embedder, from its own file or from a `drawer`'s copy. Raises `WeightsError` as `load_encoder` does."""
+    tensors, embedder = _embedder(file, size, drawer)
     return fill(embedder, cast(tensors, dtype, device), EMBEDDER_NAMES, file.path)
 
 
@@ -180,7 +182,7 @@ def check_copy(drawer: TensorFile, size: str) -> None:
 
     That tells a drawer of another size, whose own layers have the same shapes.
     """
-    tensors, embedder = _embedder(drawer, size)
+    tensors, embedder = _embedder(drawer, size, is_drawer=True)
     compare(shapes_of(tensors), parameter_shapes(embedder), EMBEDDER_NAMES, drawer.path)
 
 
@@ -212,9 +214,8 @@ def load_decoder(file: TensorFile, heads: int, dtype: torch.dtype, device: torch
     return fill(decoder, {**cast(parts[False], dtype, device), **pictures}, DECODER_NAMES, file.path)
 
 
-def _embedder(file: TensorFile, size: str) -> tuple[dict[str, Tensor], Embedder]:
+def _embedder(file: TensorFile, size: str, is_drawer: bool) -> tuple[dict[str, Tensor], Embedder]:
     """An embedder's tensors by module name, and the module still without them; the codebook is checked."""
-    is_drawer = "vae_head.conv_out.weight" in file
     unused = tuple(DECODER_NAMES) + DECODER_UNUSED if is_drawer else ()
     tensors = take(file, EMBEDDER_NAMES, unused, file.path)
     shapes = shapes_of(tensors)

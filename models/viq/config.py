@@ -45,8 +45,6 @@ VARIANTS = {
     )
 }
 
-RELEASED_SIZES = tuple(size for size in VARIANTS if size != "nano")
-
 
 def variant(size: str) -> Variant:
     """The table row of `size`; raises `UnknownModel` naming the sizes there are."""

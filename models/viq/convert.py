@@ -142,7 +142,7 @@ class _Networks:
         self.embedder = load_embedder(files["embedder"], size, dtype, where)
         self.decoder = load_decoder(files["index_drawer"], heads, dtype, where)
         # The drawer's copy of the embedder must be whole too, though this project reads it only in need.
-        load_embedder(files["index_drawer"], size, dtype, where)
+        load_embedder(files["index_drawer"], size, dtype, where, drawer=True)
 
 
 @torch.inference_mode()

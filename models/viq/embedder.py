@@ -69,7 +69,7 @@ class Embedder(nn.Module):
             raise InvalidInput(f"code {wrong} is out of range: 0 to {len(self.codebook) - 1}")
         if not len(indices):
             return self.scale.new_empty((0, len(self.scale)))
-        packing = Packing.of([(1, len(indices))], FIRST[indices.device.type])
+        packing = Packing.of([(1, len(indices))], FIRST.get(indices.device.type, 1))
         return self.features(packing.pad(indices))[: packing.patches]
 
     def features(self, codes: Tensor) -> Tensor:

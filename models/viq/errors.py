@@ -1,7 +1,6 @@
 """What can go wrong, in the domain's words.
 
-No transport is known here: every front end owns one table from `code` to its own status. The codes
-are those of the error table in the README.
+No transport is known here: every front end owns one table from `code` to its own status.
 """
 
 

@@ -79,8 +79,11 @@ def sample_check(file: Mapping[str, Tensor], size: str, heads: int) -> str:
     return digest.hexdigest()[:16]
 
 
-def mode(device: torch.device, dtype: torch.dtype) -> str:
-    """8 hex digits over everything but the weights that can move a code: dtype, device, torch and kernels."""
+def mode(device: torch.device, dtype: torch.dtype, invariance: str = "strict") -> str:
+    """8 hex digits over everything but the weights that can move a code: dtype, device, torch and kernels.
+
+    `invariance` is `strict` where a code does not depend on the batch, else `none`.
+    """
     facts = {
         "dtype": str(dtype).removeprefix("torch."),
         "device": _device(device, dtype),
@@ -88,7 +91,7 @@ def mode(device: torch.device, dtype: torch.dtype) -> str:
         "attention": attention.kernel(device, dtype),
         "linear": linear.kernel(device, dtype),
         "head": "eager",
-        "invariance": "strict",
+        "invariance": invariance,
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
 

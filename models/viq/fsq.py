@@ -34,19 +34,21 @@ def bound(z: Tensor, levels: Sequence[int]) -> Tensor:
 
 
 def quantise(z: Tensor, levels: Sequence[int]) -> Tensor:
-    """`project_in`'s output `(M, d)` to codes, int32 `(M,)`."""
+    """`project_in`'s output `(M, d)` to codes, int32 `(M,)`; values that are no numbers give -1, which is no code."""
     centre = torch.tensor([level // 2 for level in levels], device=z.device)
     weights = torch.tensor(basis(levels), dtype=torch.int32, device=z.device)
-    indices = torch.round(bound(z, levels)).to(torch.int32) + centre
-    return (indices * weights).sum(dim=-1, dtype=torch.int32)
+    bounded = bound(z, levels)
+    indices = torch.round(bounded).to(torch.int32) + centre
+    codes = (indices * weights).sum(dim=-1, dtype=torch.int32)
+    return codes.masked_fill(bounded.isnan().any(dim=-1), -1)
 
 
 def codebook(levels: Sequence[int]) -> Tensor:
     """Values of every code, float32 `(K, d)` in [-1, 1]."""
-    codes = torch.arange(prod(levels))[:, None]
-    sizes, weights = torch.tensor(levels), torch.tensor(basis(levels))
+    codes = torch.arange(prod(levels), device="cpu")[:, None]
+    sizes, weights = torch.tensor(levels, device="cpu"), torch.tensor(basis(levels), device="cpu")
     half = sizes // 2
-    return ((codes // weights) % sizes - half) / half
+    return ((codes // weights) % sizes - half).to(torch.float32) / half
 
 
 def _squash(level: int) -> tuple[float, float, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from functools import cache
 
 import torch
@@ -33,7 +34,9 @@ def prepare_cuda() -> None:
     cuBLASLt without split-K accumulates each element over the inner dimension once, in float32; with it, the
     number of parts follows the number of rows. TF32 is off: float32 means float32.
     """
-    torch.backends.cuda.preferred_blas_library("cublaslt")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # torch calls the choice experimental
+        torch.backends.cuda.preferred_blas_library("cublaslt")
     matmul = torch.backends.cuda.matmul
     # Pairs of (reduced precision, split-K), both off.
     matmul.allow_bf16_reduced_precision_reduction = (False, False)

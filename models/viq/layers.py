@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from viq.attention import attention
-from viq.elementwise import gelu
-from viq.linear import linear
+from viq.linear import linear, linear_gelu
 from viq.packing import Packing
 
 _MLP_ROWS = 4096  # rows of a hidden layer held at a time: 100 MB of float32 at the released width
@@ -38,8 +37,15 @@ class Mlp(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """`(rows, width)` to `(rows, out)`, some rows at a time so that the hidden layer stays small."""
         if x.shape[0] <= _MLP_ROWS:
-            return self.fc2(gelu(self.fc1(x)))  # type: ignore[no-any-return]
-        return torch.cat([self.fc2(gelu(self.fc1(part))) for part in x.split(_MLP_ROWS)])
+            return self._whole(x)
+        return torch.cat([self._whole(part) for part in x.split(_MLP_ROWS)])
+
+    def hidden(self, x: Tensor) -> Tensor:
+        """`(rows, width)` to the hidden layer, `(rows, hidden)`."""
+        return linear_gelu(x, self.fc1.weight, self.fc1.bias)
+
+    def _whole(self, x: Tensor) -> Tensor:
+        return self.fc2(self.hidden(x))  # type: ignore[no-any-return]
 
 
 class Attention(nn.Module):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -27,14 +27,14 @@ from viq.config import CODES_PER_PATCH, variant
 from viq.decoder import Decoder, to_bytes
 from viq.embedder import Embedder
 from viq.encoder import Encoder
-from viq.errors import FingerprintMismatch, InvalidInput, UnknownModel, WeightsError
+from viq.errors import FingerprintMismatch, InvalidInput, UnknownModel, ViQError, WeightsError
 from viq.fingerprint import family, mode, remembered_family, stated_family
 from viq.hardware import prepare_cuda
 from viq.packing import Packing
 from viq.patches import normalise, pack_images, patchify
 from viq.pixels import to_rgb
 from viq.random_weights import NANO, drawer_state, embedder_state, encoder_state
-from viq.row_probe import FIRST, row_multiple
+from viq.row_probe import FIRST, UNSETTLED, row_multiple
 from viq.tensor_file import TensorFile, open_tensors
 from viq.weights_root import folder_of
 
@@ -66,10 +66,11 @@ class ViQ:
     ) -> None:
         self.size, self.untrained = size, untrained
         self.levels, self.codebook_size = variant(size).levels, variant(size).codebook_size
-        self.family, self.fingerprint = family, f"{family}.{mode(device, dtype)}"
         self._encoder, self._embedder, self._decoder = encoder, embedder, decoder
         self._dtype, self._device = dtype, device
         self.row_multiple = row_multiple(encoder) if encoder else FIRST[device.type]
+        invariance = "none" if self.row_multiple >= UNSETTLED else "strict"
+        self.family, self.fingerprint = family, f"{family}.{mode(device, dtype, invariance)}"
 
     @classmethod
     def from_pretrained(
@@ -86,7 +87,8 @@ class ViQ:
         `root` holds `converted_<size>/` folders, or is `hf:ORG/REPO[/SUBDIR][@REV]`; without it the model is
         `nano`, for now an untrained stand-in. `device` is `cpu`, `cuda`, `cuda:1` …, or `auto` for CUDA where
         there is one; `dtype` is `bfloat16`, `float32`, `float16` or `auto` for bfloat16 on CUDA and float32
-        on CPU. `parts` names what to load of `encoder`, `embedder` and `decoder`; the rest is never read.
+        on CPU. `parts` names what to load of `encoder`, `embedder` and `decoder`; of the rest nothing is loaded,
+        but the encoder's file is looked at for its fingerprint where it is there.
 
         Raises `WeightsError` naming the file and tensor at fault, `UnknownModel` for a size there is not,
         `InvalidInput` for a device, dtype or part there is not.
@@ -107,9 +109,7 @@ class ViQ:
         cls, folder: Path, size: str, device: torch.device, dtype: torch.dtype, parts: Collection[str]
     ) -> ViQ:
         manifest = read_manifest(folder, size)
-        heads = manifest.get("num_heads", DEFAULT_HEADS)
-        if not isinstance(heads, int):
-            raise WeightsError(f"{folder / 'viq.json'}: num_heads is {heads!r}, expected a whole number")
+        heads = cast(int, manifest.get("num_heads", DEFAULT_HEADS))  # read_manifest looked
         stem = encoder_stem(size)
         encoder_file: TensorFile | None = None
         if "encoder" in parts or holds(folder, stem):
@@ -164,13 +164,17 @@ class ViQ:
         return cls(
             size,
             encoder=load_encoder(encoder, size, heads, dtype, device) if encoder else None,
-            embedder=load_embedder(codes_file, size, dtype, device) if codes_file else None,
+            embedder=load_embedder(codes_file, size, dtype, device, drawer=embedder is None) if codes_file else None,
             decoder=load_decoder(drawer, heads, dtype, device) if drawer else None,
             family=family_,
             dtype=dtype,
             device=device,
             untrained=untrained,
         )
+
+    @property
+    def _note(self) -> str:
+        return " (untrained)" if self.untrained else ""
 
     @property
     def device(self) -> str:
@@ -230,8 +234,9 @@ class ViQ:
             packing = pack_images(chunk, self.row_multiple)
             sizes = [(int(p.shape[0]), int(p.shape[1])) for p in chunk]
             patches = patchify(chunk, packing).to(self._device)
-            codes = self.encoder(normalise(patches, sizes, packing, self._dtype), packing)
-            flat = codes.cpu().numpy().astype(np.uint16)
+            with self._alone():
+                codes = self.encoder(normalise(patches, sizes, packing, self._dtype), packing)
+            flat = self._in_range(codes.cpu().numpy())
             for i, (start, end) in enumerate(packing.spans):
                 part = flat[start * CODES_PER_PATCH : end * CODES_PER_PATCH]
                 results.append(
@@ -249,7 +254,9 @@ class ViQ:
         self.check(codes, any_fingerprint=any_fingerprint)
         results: list[Tensor] = []
         for packing, packed in self._packed(codes):
-            results += [part.clone() for part in packing.split(self.embedder.features(packed))]
+            with self._alone():
+                features = self.embedder.features(packed)
+            results += [part.clone() for part in packing.split(features)]
         return results
 
     @torch.inference_mode()
@@ -259,16 +266,27 @@ class ViQ:
         decoder, embedder = self.decoder, self.embedder
         pictures: list[npt.NDArray[np.uint8]] = []
         for packing, packed in self._packed(codes):
-            pictures += [to_bytes(image).cpu().numpy() for image in decoder(embedder, packed, packing)]
+            with self._alone():
+                images = decoder(embedder, packed, packing)
+            pictures += [to_bytes(image).cpu().numpy() for image in images]
         return [p[: c.image_size[0], : c.image_size[1]].copy() for p, c in zip(pictures, codes, strict=True)]
 
     def check(self, codes: Sequence[Codes], *, any_fingerprint: bool = False) -> None:
         """Raise `InvalidInput` or `FingerprintMismatch` unless all `codes` can be read with these weights."""
         for item in codes:
             if item.size != self.size:
-                raise InvalidInput(f"codes are of size {item.size}, the model is of size {self.size}")
+                raise InvalidInput(f"codes are of size {item.size}, the model is of size {self.size}{self._note}")
             if item.family and item.family != self.family and not any_fingerprint:
                 raise FingerprintMismatch(f"codes were made by weights {item.family}, the model's are {self.family}")
+
+    def _in_range(self, codes: npt.NDArray[np.int32]) -> npt.NDArray[np.uint16]:
+        if codes.min() < 0 or codes.max() >= self.codebook_size:
+            raise ViQError(f"the network gave values that are no numbers in {self.dtype}: damaged weights, or overflow")
+        return codes.astype(np.uint16)
+
+    def _alone(self) -> torch.autocast:
+        """What the caller's process has switched on must not change what is computed."""
+        return torch.autocast(self._device.type, enabled=False)
 
     def _packed(self, codes: Sequence[Codes]) -> Iterator[tuple[Packing, Tensor]]:
         for chunk in _chunks(codes, [c.grid[0] * c.grid[1] for c in codes]):

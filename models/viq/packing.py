@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
 
-import torch
 from torch import Tensor
 
 from viq.errors import InvalidInput
@@ -59,10 +58,6 @@ class Packing:
     def spans(self) -> list[tuple[int, int]]:
         """First and one-past-last row of each image."""
         return list(zip(self.cu_seqlens, self.cu_seqlens[1:], strict=False))
-
-    def cu_seqlens_on(self, device: torch.device) -> Tensor:
-        """`cu_seqlens` as int32 `(images + 1,)` on `device`."""
-        return torch.tensor(self.cu_seqlens, dtype=torch.int32, device=device)
 
     def pad(self, packed: Tensor) -> Tensor:
         """`(patches, …)` to `(rows, …)`, the added rows zero."""

@@ -5,6 +5,7 @@ Symbols: `S` = 4 sub-tokens as heads, `F = D/2` frequencies a head, `N = h*w` pa
 
 from __future__ import annotations
 
+from functools import partial
 from math import pi, sqrt
 
 import torch
@@ -21,12 +22,14 @@ def angles(grid: tuple[int, int], heads: int, head_dim: int) -> Tensor:
     h, w = grid
     frequencies = head_dim // 2
     still = round(frequencies / 4)
-    moving = _SLOWEST * (_FASTEST / _SLOWEST) ** torch.linspace(0, 1, frequencies - still)
-    omega = torch.cat([torch.zeros(still), moving])
-    phi = torch.arange(heads * frequencies, dtype=torch.float32).view(heads, frequencies) * _GOLDEN
+    line = partial(torch.linspace, dtype=torch.float32, device="cpu")  # whatever the process's defaults are
+    moving = _SLOWEST * (_FASTEST / _SLOWEST) ** line(0, 1, frequencies - still)
+    omega = torch.cat([moving.new_zeros(still), moving])
+    steps = torch.arange(heads * frequencies, dtype=torch.float32, device="cpu")
+    phi = steps.view(heads, frequencies) * _GOLDEN
     cos, sin = (apply(f, phi.clone()) for f in (torch.cos_, torch.sin_))
-    x = torch.linspace(-sqrt(w / h), sqrt(w / h), w).view(1, w, 1, 1)
-    y = torch.linspace(-sqrt(h / w), sqrt(h / w), h).view(h, 1, 1, 1)
+    x = line(-sqrt(w / h), sqrt(w / h), w).view(1, w, 1, 1)
+    y = line(-sqrt(h / w), sqrt(h / w), h).view(h, 1, 1, 1)
     return (omega * (x * cos + y * sin)).view(h * w, heads, frequencies)
 
 

@@ -9,55 +9,66 @@ rows, and the answer may differ between machines without a code differing.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
 
-from viq.layers import Linear
+from viq.layers import Linear, Mlp
+
+Product = Callable[[Tensor], Tensor]
 
 FIRST = {"cpu": 32, "cuda": 128}
 """The smallest multiple tried, by device type: more than any library needs at best; whole tiles on CUDA."""
 
-_ROWS = 512  # of the reference product, and the multiple of last resort
+_ROWS = {"cpu": 512, "cuda": 16_384}
+"""Rows of the reference product, by device type. On CUDA the kernel goes on changing with the rows."""
+
+UNSETTLED = 512
+"""The multiple of last resort: a network that gets it may give codes that depend on the batch."""
 
 
 @torch.inference_mode()
 def row_multiple(network: nn.Module) -> int:
     """The number that rows of a pack must be a multiple of, for all linear layers of `network`.
 
-    Tries each distinct shape with a few row counts and starts against the first 512 rows' bits. Warns if even
-    256 do not suffice, which no known library needs.
+    Tries each distinct shape with a few row counts against the bits of many rows. Warns, and gives `UNSETTLED`,
+    if even 256 do not suffice, which no known library needs.
     """
-    shapes = {layer.weight.shape: layer for layer in network.modules() if isinstance(layer, Linear)}
-    layers = list(shapes.values())
-    multiple = FIRST.get(layers[0].weight.device.type, 1)
-    for layer in layers:
-        x = _rows(layer)
-        reference = layer(x)
-        while multiple < _ROWS and not _alike(layer, x, reference, multiple):
+    linears = {module.weight.shape: module for module in network.modules() if isinstance(module, Linear)}
+    mlps = {module.fc1.weight.shape: module for module in network.modules() if isinstance(module, Mlp)}
+    products: list[tuple[Product, Tensor]] = [(layer, layer.weight) for layer in linears.values()]
+    products += [(mlp.hidden, mlp.fc1.weight) for mlp in mlps.values()]
+    multiple = FIRST.get(products[0][1].device.type, 1)
+    for product, weight in products:
+        x = _rows(weight)
+        reference = product(x)
+        while multiple < UNSETTLED and not _alike(product, x, reference, multiple):
             multiple *= 2
-    if multiple >= _ROWS:
+    if multiple >= UNSETTLED:
         warnings.warn("matrix products here depend on the number of rows: codes may depend on the batch", stacklevel=2)
     return multiple
 
 
-def _alike(layer: Linear, x: Tensor, reference: Tensor, multiple: int) -> bool:
+def _alike(product: Product, x: Tensor, reference: Tensor, multiple: int) -> bool:
     """Whether products of `multiple` rows, and of some multiples of it, have the reference's bits."""
-    return all(
-        torch.equal(layer(x[start : start + rows].clone()), reference[start : start + rows])
-        for rows, start in _parts(multiple)
-    )
+    return all(_same_bits(product(x[-rows:].clone()), reference[-rows:]) for rows in _counts(multiple, x.shape[0]))
 
 
-def _parts(multiple: int) -> Iterable[tuple[int, int]]:
-    for times in (1, 2, 3, 5):
-        rows = times * multiple
-        if rows < _ROWS:
-            yield rows, _ROWS - rows
+def _same_bits(a: Tensor, b: Tensor) -> bool:
+    bits = {2: torch.int16, 4: torch.int32}[a.dtype.itemsize]  # as numbers, NaN would differ from itself
+    return torch.equal(a.contiguous().view(bits), b.contiguous().view(bits))
 
 
-def _rows(layer: Linear) -> Tensor:
+def _counts(multiple: int, most: int) -> Iterable[int]:
+    """1, 2, 3, 5, 8 … times `multiple`, below `most`."""
+    times, following = 1, 2
+    while times * multiple < most:
+        yield times * multiple
+        times, following = following, times + following
+
+
+def _rows(weight: Tensor) -> Tensor:
     make = torch.Generator().manual_seed(0)
-    x = torch.randn(_ROWS, layer.weight.shape[1], generator=make)
-    return x.to(device=layer.weight.device, dtype=layer.weight.dtype)
+    x = torch.randn(_ROWS.get(weight.device.type, 512), weight.shape[1], generator=make, dtype=torch.float32)
+    return x.to(device=weight.device, dtype=weight.dtype)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from viq.linear import linear
+from viq.linear import linear, linear_gelu
 
 # (inner, out): those of the released model, of the golden ones, and odd ones.
 SHAPES = ((1536, 4608), (1536, 256), (256, 768), (1536, 6), (6144, 256), (64, 192), (64, 5), (16, 48), (128, 6))
@@ -29,6 +29,27 @@ def test_a_row_does_not_depend_on_the_other_rows_or_on_the_threads(
         for rows in ROWS:
             for start in (0, 40, 1100 - rows):
                 part = linear(x[start : start + rows].clone(), weight, bias)
+                assert torch.equal(part, whole[start : start + rows]), (count, rows, start)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("inner", "out"), [(1536, 512), (256, 1024), (64, 256), (128, 512)])
+def test_a_hidden_row_does_not_depend_on_the_other_rows_or_on_the_threads(
+    inner: int, out: int, dtype: torch.dtype, threads: Callable[[int], None]
+) -> None:
+    make = torch.Generator().manual_seed(inner * out)
+    x = torch.randn(1100, inner, generator=make).to(dtype)
+    weight = (torch.randn(out, inner, generator=make) * inner**-0.5).to(dtype)
+    bias = torch.randn(out, generator=make).to(dtype)
+    threads(1)
+    whole = linear_gelu(x, weight, bias)
+    plain = torch.nn.functional.gelu(linear(x, weight, bias))
+    assert (whole.float() - plain.float()).abs().max() <= {torch.float32: 2e-6}.get(dtype, 2**-6)
+    for count in (1, 2, 3, 4):
+        threads(count)
+        for rows in ROWS:
+            for start in (0, 40, 1100 - rows):
+                part = linear_gelu(x[start : start + rows].clone(), weight, bias)
                 assert torch.equal(part, whole[start : start + rows]), (count, rows, start)
 
 

@@ -14,7 +14,8 @@ from PIL import Image
 
 import viq.model
 from viq import Codes, Embedder, ViQ
-from viq.errors import InvalidInput, UnknownModel, WeightsError
+from viq.errors import InvalidInput, UnknownModel, ViQError, WeightsError
+from viq.fingerprint import mode
 
 MakeRoot = Callable[..., Path]
 SHAPES = ((20, 35), (1, 1), (64, 64), (64, 64), (64, 48), (64, 64))
@@ -120,6 +121,38 @@ def test_the_embedder_refuses_what_are_no_codes(make_root: MakeRoot, codes: list
 def test_options_there_are_not_are_refused_by_name(options: dict[str, str], error: type[Exception], named: str) -> None:
     with pytest.raises(error, match=named):
         ViQ.from_pretrained(**{"device": "cpu", **options})
+
+
+def test_a_value_that_is_no_number_never_becomes_a_code(make_root: MakeRoot) -> None:
+    bias = torch.zeros(5)
+    bias[2] = torch.nan
+    root = make_root(encoder={"fusion_block.vq_low.project_in.bias": bias})
+    with pytest.raises(ViQError, match="no numbers in float32"):
+        ViQ.from_pretrained(root, device="cpu").encode([noise(20, 20)])
+
+
+def test_what_the_process_has_switched_on_does_not_move_a_code(nano: ViQ) -> None:
+    image = noise(80, 112)
+    codes = nano.encode([image])
+    fresh = ViQ.from_pretrained(device="cpu", parts=("encoder",))
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert fresh.encode([image]) == codes
+            assert ViQ.from_pretrained(device="cpu").encode([image]) == codes
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_a_drawer_without_its_last_layer_is_told_so(make_root: MakeRoot) -> None:
+    root = make_root(drawer={"vae_head.conv_out.weight": None})
+    with pytest.raises(WeightsError, match=r"missing tensor vae_head\.conv_out\.weight"):
+        ViQ.from_pretrained(root, device="cpu")
+
+
+def test_numerics_that_depend_on_the_batch_have_a_mode_of_their_own() -> None:
+    cpu = torch.device("cpu")
+    assert mode(cpu, torch.float32) == mode(cpu, torch.float32, "strict") != mode(cpu, torch.float32, "none")
 
 
 def test_a_part_that_was_not_loaded_is_named() -> None:

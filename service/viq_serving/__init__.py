@@ -1,0 +1,1 @@
+"""The ViQ service, its client and the `viq` command."""
