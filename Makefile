@@ -68,7 +68,8 @@ bench: dev  ## the figures of README: row invariance, VAE, full size (minutes, 1
 	$(BIN)/python bench/row_invariance.py --out bench/results/row_invariance.json
 	$(BIN)/python bench/vae.py --out bench/results/vae.json
 	$(BIN)/python bench/make_weights.py --size 16k -o $(or $(BENCH_DIR),/tmp/viq-full)
-	$(BIN)/python bench/full_size.py $(or $(BENCH_DIR),/tmp/viq-full) --size 16k --out bench/results/full_size.json
+	for dtype in float32 bfloat16; do $(BIN)/python bench/full_size.py $(or $(BENCH_DIR),/tmp/viq-full) --size 16k \
+	  --dtypes $$dtype --repeats 5 --out bench/results/full_size_$$dtype.json || exit 1; done
 
 clean:  ## remove the virtual environment and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build

@@ -1,7 +1,7 @@
 """The model at full size on this machine: start, memory, and speed beside the plain way.
 
     python bench/make_weights.py --size 16k -o /tmp/viq-full
-    python bench/full_size.py /tmp/viq-full --size 16k --out bench/results/full_size.json
+    python bench/full_size.py /tmp/viq-full --size 16k --dtypes float32 --out bench/results/full_size_float32.json
 
 Both sides have the same weights, threads and pictures, and take turns in one process; medians are given.
 """

@@ -61,11 +61,11 @@ def _same_bits(a: Tensor, b: Tensor) -> bool:
 
 
 def _counts(multiple: int, most: int) -> Iterable[int]:
-    """1, 2, 3, 5, 8 … times `multiple`, below `most`."""
+    """1, 2, 5, 12 … times `multiple`, below `most`: few, since every load waits for them."""
     times, following = 1, 2
     while times * multiple < most:
         yield times * multiple
-        times, following = following, times + following
+        times, following = following, times + 2 * following
 
 
 def _rows(weight: Tensor) -> Tensor:
