@@ -1,4 +1,4 @@
-"""What the machine can do, as far as it decides which kernels run."""
+"""What the machine has and can do, as far as it decides where and with which kernels to compute."""
 
 from __future__ import annotations
 
@@ -6,6 +6,35 @@ import warnings
 from functools import cache
 
 import torch
+
+from viq.errors import InvalidInput
+
+
+def device_named(name: str) -> torch.device:
+    """The device of that name, `auto` being CUDA where there is one; raises `InvalidInput` for one there is not."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InvalidInput(f"device {name!r}; there are auto, cpu, cuda and cuda:N") from None
+    if device.type not in ("cpu", "cuda"):
+        raise InvalidInput(f"device {name!r}; there are auto, cpu, cuda and cuda:N")
+    if device.type == "cpu" and device.index:
+        raise InvalidInput(f"device {name!r}: there is one cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InvalidInput(f"device {name!r}: this machine has {torch.cuda.device_count()} CUDA devices")
+    return device
+
+
+def dtype_named(name: str, device: torch.device) -> torch.dtype:
+    """The compute dtype of that name, `auto` following the device; raises `InvalidInput` for one there is not."""
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    dtypes = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
+    if name not in dtypes:
+        raise InvalidInput(f"dtype {name!r}; there are auto, {', '.join(dtypes)}")
+    return dtypes[name]
 
 
 @cache

@@ -29,7 +29,7 @@ from viq.embedder import Embedder
 from viq.encoder import Encoder
 from viq.errors import FingerprintMismatch, InvalidInput, UnknownModel, ViQError, WeightsError
 from viq.fingerprint import family, mode, remembered_family, stated_family
-from viq.hardware import prepare_cuda
+from viq.hardware import device_named, dtype_named, prepare_cuda
 from viq.packing import Packing
 from viq.patches import normalise, pack_images, patchify
 from viq.pixels import to_rgb
@@ -93,7 +93,7 @@ class ViQ:
         Raises `WeightsError` naming the file and tensor at fault, `UnknownModel` for a size there is not,
         `InvalidInput` for a device, dtype or part there is not.
         """
-        where, what = _device(device), _dtype(dtype, _device(device))
+        where, what = device_named(device), dtype_named(dtype, device_named(device))
         unknown = set(parts) - set(PARTS)
         if unknown or not parts:
             raise InvalidInput(f"parts {sorted(parts)}; there are {', '.join(PARTS)}")
@@ -301,8 +301,8 @@ def load_embedder_alone(root: str | Path | None, size: str | None, device: str, 
         return ViQ.from_pretrained(root, size, device=device, dtype=dtype, parts=("embedder",)).embedder
     folder, size = folder_of(root, size)
     read_manifest(folder, size)
-    where = _device(device)
-    return load_embedder(open_tensors(find(folder, "embedder")), size, _dtype(dtype, where), where)
+    where = device_named(device)
+    return load_embedder(open_tensors(find(folder, "embedder")), size, dtype_named(dtype, where), where)
 
 
 def _chunks(items: Sequence[T], patches: Sequence[int]) -> Iterator[list[T]]:
@@ -335,28 +335,3 @@ def _same_widths(model: ViQ, folder: Path) -> None:
         widths["index_drawer"] = model.decoder.norm.weight.shape[0]
     if len(set(widths.values())) > 1:
         raise WeightsError(f"{folder}: files are of different widths, {widths}")
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise InvalidInput(f"device {name!r}; there are auto, cpu, cuda and cuda:N") from None
-    if device.type not in ("cpu", "cuda"):
-        raise InvalidInput(f"device {name!r}; there are auto, cpu, cuda and cuda:N")
-    if device.type == "cpu" and device.index:
-        raise InvalidInput(f"device {name!r}: there is one cpu")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise InvalidInput(f"device {name!r}: this machine has {torch.cuda.device_count()} CUDA devices")
-    return device
-
-
-def _dtype(name: str, device: torch.device) -> torch.dtype:
-    if name == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    dtypes = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
-    if name not in dtypes:
-        raise InvalidInput(f"dtype {name!r}; there are auto, {', '.join(dtypes)}")
-    return dtypes[name]

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch import Tensor
 
 from viq.linear import linear, linear_gelu
 
@@ -13,15 +14,21 @@ ROWS = (64, 128, 192, 256, 960, 1024)  # what the probe may settle on, and multi
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
+def operands(inner: int, out: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """1100 rows, a weight that keeps their variance, a bias."""
+    make = torch.Generator().manual_seed(inner * out)
+    x = torch.randn(1100, inner, generator=make).to(dtype)
+    weight = (torch.randn(out, inner, generator=make) * inner**-0.5).to(dtype)
+    bias = torch.randn(out, generator=make).to(dtype)
+    return x, weight, bias
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("inner", "out"), SHAPES)
 def test_a_row_does_not_depend_on_the_other_rows_or_on_the_threads(
     inner: int, out: int, dtype: torch.dtype, threads: Callable[[int], None]
 ) -> None:
-    make = torch.Generator().manual_seed(inner * out)
-    x = torch.randn(1100, inner, generator=make).to(dtype)
-    weight = (torch.randn(out, inner, generator=make) * inner**-0.5).to(dtype)
-    bias = torch.randn(out, generator=make).to(dtype)
+    x, weight, bias = operands(inner, out, dtype)
     threads(1)
     whole = linear(x, weight, bias)
     for count in (1, 2, 3, 4):
@@ -37,10 +44,7 @@ def test_a_row_does_not_depend_on_the_other_rows_or_on_the_threads(
 def test_a_hidden_row_does_not_depend_on_the_other_rows_or_on_the_threads(
     inner: int, out: int, dtype: torch.dtype, threads: Callable[[int], None]
 ) -> None:
-    make = torch.Generator().manual_seed(inner * out)
-    x = torch.randn(1100, inner, generator=make).to(dtype)
-    weight = (torch.randn(out, inner, generator=make) * inner**-0.5).to(dtype)
-    bias = torch.randn(out, generator=make).to(dtype)
+    x, weight, bias = operands(inner, out, dtype)
     threads(1)
     whole = linear_gelu(x, weight, bias)
     plain = torch.nn.functional.gelu(linear(x, weight, bias))
