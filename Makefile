@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 LOCK := requirements.lock
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help install dev system-packages test check format serve lock golden bench clean
+.PHONY: help install dev system-packages test check format proto serve lock golden bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -45,6 +45,10 @@ check: dev  ## lint, formatting, types, import layers
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+proto: dev  ## generate service/viq_serving/pb from proto/
+	$(BIN)/python -m grpc_tools.protoc -I proto --python_out=service --pyi_out=service --grpc_python_out=service \
+	  proto/viq_serving/pb/*.proto
 
 format: dev  ## format and fix what can be fixed
 	$(BIN)/ruff format

@@ -7,13 +7,13 @@ import logging
 import os
 import signal
 import socket
-import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from viq import __version__
 from viq_serving.errors import ViQError
 from viq_serving.images import ImageLimits
+from viq_serving.log import configure
 from viq_serving.metrics import Metrics
 from viq_serving.rest.app import create_app
 from viq_serving.rest.server import create_server
@@ -31,9 +31,7 @@ UNUSABLE = 3
 
 def run(settings: Settings) -> int:
     """Serve until SIGTERM or SIGINT; the exit code is 0 after a clean drain, 3 if weights or port are unusable."""
-    logging.basicConfig(
-        level=settings.log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    configure(settings.log_level, settings.log_format)
     with asyncio.Runner(loop_factory=_new_loop) as runner:
         return runner.run(Service(settings).serve(lambda url: print(f"viq serves at {url}", flush=True)))
 

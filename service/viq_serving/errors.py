@@ -7,14 +7,18 @@ from viq.errors import FingerprintMismatch, InvalidInput, TooLarge, UnknownModel
 __all__ = [
     "DeadlineExceeded",
     "FingerprintMismatch",
+    "Forbidden",
+    "Internal",
     "InvalidInput",
     "Malformed",
     "MethodNotAllowed",
     "NotAcceptable",
     "NotFound",
     "NotReady",
+    "Overloaded",
     "SettingsError",
     "TooLarge",
+    "Unauthenticated",
     "UnknownModel",
     "UnsupportedMediaType",
     "ViQError",
@@ -58,8 +62,39 @@ class NotReady(ViQError):
     code = "not_ready"
 
 
+class Overloaded(ViQError):
+    """No room for this request now; `retry_after_s` is when there should be, by what waits."""
+
+    code = "overloaded"
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class Unauthenticated(ViQError):
+    """No key came with the request, or one that is not known."""
+
+    code = "unauthenticated"
+
+
+class Forbidden(ViQError):
+    """The key is known but lacks the right."""
+
+    code = "forbidden"
+
+
+class Internal(ViQError):
+    """Something nobody foresaw; what it was is in the log, never in the message."""
+
+    code = "internal"
+
+    def __init__(self) -> None:
+        super().__init__("internal error")
+
+
 class DeadlineExceeded(ViQError):
-    """Time ran out before the request was answered, or before it had arrived."""
+    """Time ran out before the request was answered or had arrived, or was seen to be too short."""
 
     code = "deadline_exceeded"
 

@@ -9,7 +9,7 @@ from platform import python_version
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from viq.config import CODES_PER_PATCH, grid_of
-from viq_serving.types import Method, ModelInfo, Timings
+from viq_serving.types import Door, Method, ModelInfo, Priority, Timings
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -73,11 +73,11 @@ class Metrics:
         for stage, milliseconds in asdict(timings).items():
             self.stages.labels(method, stage).observe(milliseconds / 1000)
 
-    def answered(self, method: str, door: str, size: str, outcome: str, seconds: float) -> None:
-        """Count one request at a door; `outcome` is "ok" or an error code."""
-        self.requests.labels(method, door, size, "interactive", outcome).inc()
+    def answered(self, method: str, door: Door, size: str, priority: Priority, outcome: str, seconds: float) -> None:
+        """Count one request at a door; `outcome` is "ok", an error code or "cancelled"."""
+        self.requests.labels(method, door, size, priority, outcome).inc()
         self.duration.labels(method, door).observe(seconds)
-        if outcome != "ok":
+        if outcome not in ("ok", "cancelled"):
             self.rejected.labels(outcome).inc()
 
     def text(self) -> bytes:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
@@ -58,6 +58,19 @@ class Settings(BaseSettings):
     )
     host: str = Field(default="127.0.0.1", description="address to listen on")
     http_port: int = Field(default=8000, ge=0, le=65535, description="HTTP port; 0 lets the system choose")
+    grpc_port: int = Field(default=8001, ge=0, le=65535, description="gRPC port; 0 lets the system choose")
+    metrics_port: int | None = Field(
+        default=None,
+        ge=0,
+        le=65535,
+        description="port that serves /metrics alone, and without a key; none: no such port",
+    )
+    api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
+        default=(), description="keys that callers show as Bearer tokens; none, here or in a file: everything is open"
+    )
+    api_keys_file: str | None = Field(
+        default=None, description="file of keys, one a line, # starts a comment; read again when it changes"
+    )
     drain_delay: float = Field(
         default=5.0,
         ge=0,
@@ -73,6 +86,42 @@ class Settings(BaseSettings):
     body_read_timeout_s: float = Field(
         default=30.0, gt=0, allow_inf_nan=False, description="seconds within which a request body must arrive"
     )
+    max_message_bytes: int = Field(default=64 * 2**20, ge=1, lt=2**31, description="largest gRPC message in bytes")
+    max_bytes_in_flight: int = Field(
+        default=512 * 2**20, ge=1, description="most bytes of request bodies held at one time, of all requests together"
+    )
+    max_queue_patches: int = Field(
+        default=262_144, ge=1, description="most patches admitted and not yet answered; more are refused"
+    )
+    max_queue_age_s: float = Field(
+        default=10.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="longest wait for the device; what would wait longer is refused",
+    )
+    max_batch_patches: int | None = Field(
+        default=None, ge=1, description="patches computed together, attention counted in; none: by the device"
+    )
+    stall_timeout_s: float = Field(
+        default=300.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="seconds after which a batch that makes no progress counts as a dead device",
+    )
+    max_connections: int = Field(default=4096, ge=1, description="most open HTTP connections")
+    keep_alive_s: float = Field(
+        default=75.0, gt=0, allow_inf_nan=False, description="seconds that an idle HTTP connection stays open"
+    )
+    grpc_max_concurrent_requests: int = Field(
+        default=4096, ge=1, description="most gRPC requests at one time, of all connections together"
+    )
+    grpc_max_connection_age_s: float = Field(
+        default=600.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="seconds after which a gRPC connection is asked to go, so that clients spread over replicas",
+    )
+    log_format: Literal["json", "text"] = Field(default="json", description="form of log lines")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="least severe log line shown"
     )
@@ -90,7 +139,7 @@ class Settings(BaseSettings):
         except ValidationError as error:
             raise SettingsError("; ".join(_sentence(detail) for detail in error.errors())) from None
 
-    @field_validator("size", mode="before")
+    @field_validator("size", "api_keys", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         if isinstance(value, str):
@@ -104,7 +153,7 @@ class Settings(BaseSettings):
             raise ValueError(f"a size is given twice: {', '.join(value)}")
         return value
 
-    @field_validator("weights_root")
+    @field_validator("weights_root", "api_keys_file")
     @classmethod
     def _empty_is_none(cls, value: str | None) -> str | None:
         return value or None
@@ -123,11 +172,21 @@ class Settings(BaseSettings):
 
     def limits(self) -> dict[str, float]:
         """The limits that a caller may run into, by the names of their settings."""
-        names = ("max_body_bytes", "max_images", "max_pixels", "max_patches", "body_read_timeout_s", "drain_delay")
+        names = (
+            "max_body_bytes",
+            "max_message_bytes",
+            "max_images",
+            "max_pixels",
+            "max_patches",
+            "max_queue_patches",
+            "max_queue_age_s",
+            "body_read_timeout_s",
+            "drain_delay",
+        )
         return {name: getattr(self, name) for name in names}
 
     def masked(self) -> dict[str, object]:
-        """The settings as JSON-ready values for showing; secrets, once there are any, come out as asterisks."""
+        """The settings as JSON-ready values for showing; secrets come out as asterisks."""
         return self.model_dump(mode="json")
 
 

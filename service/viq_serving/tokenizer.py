@@ -28,13 +28,14 @@ from viq_serving.stopwatch import Stage, Stopwatch
 from viq_serving.types import (
     FeatureDtype,
     Features,
+    ImageFile,
     Method,
     ModelInfo,
     Picture,
     PictureFormat,
-    PixelOptions,
     Plan,
     Results,
+    Terms,
 )
 
 if TYPE_CHECKING:
@@ -42,7 +43,9 @@ if TYPE_CHECKING:
 
     from viq.model import ViQ
 
-State = Literal["loading", "ready", "draining"]
+TERMS = Terms()
+
+State = Literal["loading", "ready", "draining", "lost"]
 Pixels = npt.NDArray[np.uint8]
 
 A = TypeVar("A")
@@ -59,6 +62,7 @@ class Tokenizer:
     def __init__(self, limits: ImageLimits, max_images: int, metrics: Metrics) -> None:
         self.limits, self.max_images, self._metrics = limits, max_images, metrics
         self._state: State = "loading"
+        self._listeners: list[Callable[[State], None]] = []
         self._models: dict[str, ModelInfo] = {}
         self._device = Device()
         self._pool = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="viq-images")
@@ -105,25 +109,27 @@ class Tokenizer:
             raise FingerprintMismatch(f"expected fingerprint {expect}, size {info.label} has {info.fingerprint}")
         return info
 
-    async def encode(self, images: Sequence[bytes], model: ModelInfo, options: PixelOptions) -> Results[Codes]:
+    async def encode(
+        self, images: Sequence[ImageFile | ViQError], model: ModelInfo, terms: Terms = TERMS
+    ) -> Results[Codes]:
         """Codes of image files, one item each."""
         self._admit(images, model)
         async with self._turn() as watch:
-            codes = await self._encoded(watch, model, images, options)
+            codes = await self._encoded(watch, model, images)
             return self._results("encode", model, codes, watch)
 
     async def embed(
         self,
-        inputs: Sequence[bytes | Codes | ViQError],
+        inputs: Sequence[ImageFile | Codes | ViQError],
         model: ModelInfo,
-        options: PixelOptions,
         dtype: FeatureDtype = "float32",
         any_fingerprint: bool = False,
+        terms: Terms = TERMS,
     ) -> Results[Features]:
         """Features of image files or codes, one item each."""
         self._admit(inputs, model, any_fingerprint)
         async with self._turn() as watch:
-            codes = await self._encoded(watch, model, inputs, options)
+            codes = await self._encoded(watch, model, inputs)
             forward = partial(self._device.models[model.size].embed, any_fingerprint=any_fingerprint)
             tensors = await self._device.run(watch, forward, codes)
             features = await self._each(watch, "postprocess", partial(_features, dtype), _paired(tensors, codes))
@@ -135,6 +141,7 @@ class Tokenizer:
         model: ModelInfo,
         format: PictureFormat = "png",
         any_fingerprint: bool = False,
+        terms: Terms = TERMS,
     ) -> Results[Picture]:
         """Pictures of codes, one item each."""
         self._admit(inputs, model, any_fingerprint)
@@ -152,9 +159,16 @@ class Tokenizer:
         limit = None if over is None else over.partition(":")[0]
         return Plan(grid, (height, width), patches, CODES_PER_PATCH * patches, encode_cost(patches), limit)
 
+    def listen(self, listener: Callable[[State], None]) -> None:
+        """Tell `listener` the state, now and whenever it changes."""
+        self._listeners.append(listener)
+        listener(self._state)
+
     def _become(self, state: State) -> None:
         self._state = state
         self._metrics.ready.set(state == "ready")
+        for listener in self._listeners:
+            listener(state)
 
     def _admit(self, inputs: Sequence[object], model: ModelInfo, any_fingerprint: bool = False) -> None:
         """Refuse a whole request: too many items, none, or codes of other weights, which all came from one reply."""
@@ -185,16 +199,16 @@ class Tokenizer:
         return Results(model, items, timings)
 
     async def _encoded(
-        self, watch: Stopwatch, model: ModelInfo, inputs: Sequence[bytes | Codes | ViQError], options: PixelOptions
+        self, watch: Stopwatch, model: ModelInfo, inputs: Sequence[ImageFile | Codes | ViQError]
     ) -> list[Codes | ViQError]:
         """Codes of every input: image files are encoded, codes checked, errors kept."""
 
-        def prepared(one: bytes | Codes) -> Pixels | Codes:
+        def prepared(one: ImageFile | Codes) -> Pixels | Codes:
             if isinstance(one, Codes):
                 return self._checked(model, one)
-            return decode(one, self.limits, exif=options.exif, alpha=options.alpha)
+            return decode(one.data, self.limits, exif=one.options.exif, alpha=one.options.alpha)
 
-        # mypy joins bytes and Codes to object here
+        # mypy joins ImageFile and Codes to object here
         ready = await self._each(watch, "preprocess", prepared, inputs)  # type: ignore[arg-type]
         pixels = [one for one in ready if isinstance(one, np.ndarray)]
         forward = self._device.models[model.size].encode_pixels

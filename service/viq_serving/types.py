@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar
@@ -15,6 +16,8 @@ Alpha = Literal["white", "drop"]
 FeatureDtype = Literal["float32", "float16", "bfloat16"]
 PictureFormat = Literal["png", "jpeg", "webp"]
 Method = Literal["encode", "embed", "decode"]
+Priority = Literal["interactive", "bulk"]
+Door = Literal["http", "grpc", "oip_http", "oip_grpc"]
 
 T = TypeVar("T")
 
@@ -25,6 +28,22 @@ class PixelOptions:
 
     exif: bool = True
     alpha: Alpha = "white"
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """One encoded image as it came, and how it becomes pixels."""
+
+    data: bytes
+    options: PixelOptions = PixelOptions()
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What a caller asks of the answer beside its content: `deadline` is on the clock of `time.monotonic`, in s."""
+
+    deadline: float = math.inf
+    priority: Priority = "interactive"
 
 
 @dataclass(frozen=True)

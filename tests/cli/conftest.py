@@ -78,7 +78,7 @@ def huge(tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def server() -> Iterator[str]:
     """The address of a running service that is ready."""
-    command = [str(VIQ), "serve", "--http-port", "0", "--drain-delay", "0", "--log-level", "error"]
+    command = [str(VIQ), "serve", "--http-port", "0", "--grpc-port", "0", "--drain-delay", "0", "--log-level", "error"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:

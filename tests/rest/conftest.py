@@ -32,7 +32,7 @@ MakeImage = Callable[..., bytes]
 
 @contextmanager
 def _serving(**flags: object) -> Iterator[httpx.Client]:
-    service = Service(Settings.load({"http_port": 0, "drain_delay": 0.0, **flags}))
+    service = Service(Settings.load({"http_port": 0, "grpc_port": 0, "drain_delay": 0.0, **flags}))
     addresses: queue.Queue[str] = queue.Queue()
     codes: queue.Queue[int] = queue.Queue()
 

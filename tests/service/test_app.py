@@ -41,7 +41,7 @@ def process(flags: str = "{}") -> Iterator[subprocess.Popen[str]]:
 @contextmanager
 def server(drain_delay: float = 0.0) -> Iterator[tuple[subprocess.Popen[str], httpx.Client]]:
     """A ready server and a client of it."""
-    with process(f'{{"http_port": 0, "drain_delay": {drain_delay}}}') as running:
+    with process(f'{{"http_port": 0, "grpc_port": 0, "drain_delay": {drain_delay}}}') as running:
         assert running.stdout is not None
         address = running.stdout.readline().split()[-1]
         with httpx.Client(base_url=address, timeout=60) as client:
@@ -95,7 +95,7 @@ def test_draining_is_not_ready_but_alive_and_still_answers() -> None:
 
 
 def test_a_signal_while_loading_exits_0() -> None:
-    with process('{"http_port": 0, "drain_delay": 60}') as running:
+    with process('{"http_port": 0, "grpc_port": 0, "drain_delay": 60}') as running:
         assert running.stdout is not None
         assert "http://127.0.0.1:" in running.stdout.readline()
         running.send_signal(signal.SIGTERM)
@@ -103,7 +103,7 @@ def test_a_signal_while_loading_exits_0() -> None:
 
 
 def test_weights_that_cannot_be_loaded_exit_3_and_name_the_folder(tmp_path: Path) -> None:
-    with process(f'{{"http_port": 0, "weights_root": "{tmp_path}", "size": ["16k"]}}') as running:
+    with process(f'{{"http_port": 0, "grpc_port": 0, "weights_root": "{tmp_path}", "size": ["16k"]}}') as running:
         _, errors = running.communicate(timeout=60)
     assert running.returncode == 3
     assert str(tmp_path) in errors
@@ -111,7 +111,7 @@ def test_weights_that_cannot_be_loaded_exit_3_and_name_the_folder(tmp_path: Path
 
 
 def test_a_size_that_does_not_exist_exits_3() -> None:
-    with process('{"http_port": 0, "size": ["17k"]}') as running:
+    with process('{"http_port": 0, "grpc_port": 0, "size": ["17k"]}') as running:
         _, errors = running.communicate(timeout=60)
     assert running.returncode == 3
     assert "17k" in errors
@@ -120,14 +120,14 @@ def test_a_size_that_does_not_exist_exits_3() -> None:
 def test_a_port_that_is_taken_exits_3() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with process(f'{{"http_port": {port}}}') as running:
+        with process(f'{{"http_port": {port}, "grpc_port": 0}}') as running:
             _, errors = running.communicate(timeout=60)
     assert running.returncode == 3
     assert str(port) in errors
 
 
 def test_what_can_be_no_host_name_exits_3() -> None:
-    with process('{"http_port": 0, "host": "a..b"}') as running:
+    with process('{"http_port": 0, "grpc_port": 0, "host": "a..b"}') as running:
         _, errors = running.communicate(timeout=60)
     assert running.returncode == 3
     assert "a..b" in errors

@@ -20,6 +20,9 @@ def test_defaults_are_those_of_the_interface() -> None:
         "max_images": 64,
         "max_pixels": 50_000_000,
         "max_patches": 16_384,
+        "max_message_bytes": 64 * 2**20,
+        "max_queue_patches": 262_144,
+        "max_queue_age_s": 10.0,
         "body_read_timeout_s": 30.0,
         "drain_delay": 5.0,
     }

@@ -14,13 +14,13 @@ from viq_serving.errors import InvalidInput, NotReady, TooLarge
 from viq_serving.images import ImageLimits, encode_picture
 from viq_serving.metrics import Metrics
 from viq_serving.tokenizer import Tokenizer
-from viq_serving.types import Features, PixelOptions
+from viq_serving.types import Features, ImageFile
 
 T = TypeVar("T")
 
 
-def image(height: int, width: int) -> bytes:
-    return encode_picture(np.full((height, width, 3), 77, np.uint8), "png")
+def image(height: int, width: int) -> ImageFile:
+    return ImageFile(encode_picture(np.full((height, width, 3), 77, np.uint8), "png"))
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def test_images_and_codes_may_be_mixed_and_keep_their_places(ask: Ask, model: Vi
     wrong = InvalidInput("was wrong before")
 
     async def question(tokenizer: Tokenizer) -> None:
-        results = await tokenizer.embed([codes, wrong, image(32, 16)], tokenizer.model(), PixelOptions())
+        results = await tokenizer.embed([codes, wrong, image(32, 16)], tokenizer.model())
         first, second, third = results.items
         assert isinstance(first, Features)
         assert isinstance(third, Features)
@@ -66,7 +66,7 @@ def test_images_and_codes_may_be_mixed_and_keep_their_places(ask: Ask, model: Vi
 
 def test_results_carry_their_timings(ask: Ask) -> None:
     async def question(tokenizer: Tokenizer) -> None:
-        timings = (await tokenizer.encode([image(16, 16)], tokenizer.model(), PixelOptions())).timings
+        timings = (await tokenizer.encode([image(16, 16)], tokenizer.model())).timings
         assert timings.compute > 0
         assert timings.preprocess > 0
         assert timings.queue >= 0
@@ -76,7 +76,7 @@ def test_results_carry_their_timings(ask: Ask) -> None:
 
 def test_one_item_over_a_limit_fails_alone(ask: Ask) -> None:
     async def question(tokenizer: Tokenizer) -> None:
-        results = await tokenizer.encode([image(16, 160), image(16, 16)], tokenizer.model(), PixelOptions())
+        results = await tokenizer.encode([image(16, 160), image(16, 16)], tokenizer.model())
         assert isinstance(results.items[0], TooLarge)
         assert isinstance(results.items[1], Codes)
 
@@ -86,9 +86,9 @@ def test_one_item_over_a_limit_fails_alone(ask: Ask) -> None:
 def test_nothing_and_too_much_are_refused_whole(ask: Ask) -> None:
     async def question(tokenizer: Tokenizer) -> None:
         with pytest.raises(InvalidInput, match="no image"):
-            await tokenizer.encode([], tokenizer.model(), PixelOptions())
+            await tokenizer.encode([], tokenizer.model())
         with pytest.raises(TooLarge, match="4 images in one request, the limit is 3"):
-            await tokenizer.encode([b""] * 4, tokenizer.model(), PixelOptions())
+            await tokenizer.encode([ImageFile(b"")] * 4, tokenizer.model())
 
     ask(question)
 
@@ -108,15 +108,12 @@ def test_a_departed_caller_gives_its_turn_to_the_next(ask: Ask) -> None:
     """More requests than turns are cancelled while they wait or run; the one after them is answered."""
 
     async def question(tokenizer: Tokenizer) -> None:
-        requests = [
-            asyncio.ensure_future(tokenizer.encode([image(32, 64)], tokenizer.model(), PixelOptions()))
-            for _ in range(5)
-        ]
+        requests = [asyncio.ensure_future(tokenizer.encode([image(32, 64)], tokenizer.model())) for _ in range(5)]
         await asyncio.sleep(0)
         for request in requests:
             request.cancel()
         await asyncio.gather(*requests, return_exceptions=True)
-        results = await tokenizer.encode([image(16, 16)], tokenizer.model(), PixelOptions())
+        results = await tokenizer.encode([image(16, 16)], tokenizer.model())
         assert isinstance(results.items[0], Codes)
 
     ask(question)

@@ -10,9 +10,9 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from viq_serving.errors import Malformed, TooLarge, ViQError
+from viq_serving.exchange import Exchange
 from viq_serving.rest.envelope import Envelope
 from viq_serving.rest.errors import error_body, status_of
-from viq_serving.rest.exchange import Exchange
 
 _MAX_HEAD_BYTES = 64 * 2**10
 _HEAD_TIMEOUT_S = 30.0  # for request line and headers to arrive
@@ -88,7 +88,7 @@ class Connection(HttpToolsProtocol):
         self._refuse(Malformed(msg))
 
     def _refuse(self, error: ViQError) -> None:
-        exchange, envelope, status = Exchange.begin(), self.config.app, HTTPStatus(status_of(error))
+        exchange, envelope, status = Exchange.begin("http"), self.config.app, HTTPStatus(status_of(error))
         body = json.dumps(error_body(error, exchange)).encode()
         headers = {
             **(envelope.headers(exchange) if isinstance(envelope, Envelope) else {}),

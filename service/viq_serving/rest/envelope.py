@@ -8,9 +8,9 @@ import logging
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from viq_serving.exchange import Exchange
 from viq_serving.metrics import Metrics
 from viq_serving.rest.errors import error_response
-from viq_serving.rest.exchange import Exchange
 from viq_serving.tokenizer import Tokenizer
 
 log = logging.getLogger("viq.rest")
@@ -30,7 +30,9 @@ class Envelope:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        exchange = Exchange.begin(Headers(scope=scope).get("x-request-id"))
+        exchange = Exchange.begin("http", Headers(scope=scope).get("x-request-id"))
+        if scope["path"].startswith("/v1/"):
+            exchange.method = _COUNTED.get(scope["path"], "unknown")
         scope.setdefault("state", {})["exchange"] = exchange
         wire = _Wire(scope, receive, send, exchange, self)
         # The server sends no body in answer to HEAD; for the app it is a GET.
@@ -43,7 +45,7 @@ class Envelope:
             if not wire.started:
                 await error_response(error, exchange)(scope, wire.receive, wire.send)
         finally:
-            self._count(scope["path"], exchange)
+            exchange.close(self._metrics)
 
     def headers(self, exchange: Exchange) -> dict[str, str]:
         """What every reply carries: request id, fingerprint once a model is loaded, and that its type is meant."""
@@ -51,12 +53,6 @@ class Envelope:
         model = exchange.model or (loaded[0] if loaded else None)
         fingerprint = {} if model is None else {"ViQ-Fingerprint": model.fingerprint}
         return {"X-Request-ID": exchange.request_id, "X-Content-Type-Options": "nosniff", **fingerprint}
-
-    def _count(self, path: str, exchange: Exchange) -> None:
-        if path.startswith("/v1/"):
-            size = exchange.model.size if exchange.model else ""
-            method = _COUNTED.get(path, "unknown")
-            self._metrics.answered(method, "http", size, exchange.outcome, exchange.seconds())
 
 
 class _Wire:

@@ -12,13 +12,16 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from viq_serving.errors import InvalidInput, Malformed, MethodNotAllowed, NotFound, ViQError
-from viq_serving.rest.exchange import Exchange, exchange_of
+from viq_serving.exchange import Exchange
+from viq_serving.rest.exchange import exchange_of
 from viq_serving.rest.schemas import problems
 
 log = logging.getLogger("viq.rest")
 
 STATUS = {
     "malformed": 400,
+    "unauthenticated": 401,
+    "forbidden": 403,
     "not_found": 404,
     "unknown_model": 404,
     "method_not_allowed": 405,
@@ -27,6 +30,7 @@ STATUS = {
     "too_large": 413,
     "unsupported_media_type": 415,
     "invalid_input": 422,
+    "overloaded": 429,
     "not_ready": 503,
     "deadline_exceeded": 504,
 }

@@ -16,9 +16,9 @@ from starlette.responses import Response
 
 from viq.codes import Codes
 from viq_serving.errors import InvalidInput, ViQError
+from viq_serving.exchange import Exchange
 from viq_serving.rest.body import Item
 from viq_serving.rest.errors import error_body, error_fields, status_of
-from viq_serving.rest.exchange import Exchange
 from viq_serving.types import Features, ModelInfo, Picture, PictureFormat, PixelOptions, Plan, Results
 
 T = TypeVar("T")

@@ -27,6 +27,7 @@ from viq_serving.rest.schemas import (
     NoOptions,
     PlanRequest,
 )
+from viq_serving.types import ImageFile
 
 router = APIRouter(prefix="/v1")
 
@@ -41,7 +42,8 @@ async def encode(request: Request, query: Annotated[EncodeOptions, Query()]) -> 
     tag = replies.etag(items, model, query.pixels(), form, query.codes)
     if replies.matches(request.headers.get("if-none-match"), tag):
         return replies.not_modified(tag)
-    results = await tokenizer_of(request).encode([item.value for item in items], model, query.pixels())
+    files = [ImageFile(item.value, query.pixels()) for item in items]
+    results = await tokenizer_of(request).encode(files, model)
     names, exchange = [item.name for item in items], exchange_of(request)
     return await run_in_threadpool(replies.encoded, results, names, form, query.codes, tag, exchange)
 
@@ -64,8 +66,9 @@ async def embed(request: Request, query: Annotated[EmbedOptions, Query()]) -> Re
     items = await inputs_of(request, query.size)
     model = pick(request, query.size or size_of(items))
     form = JSON if query.format else choose(request, (NPY, NPZ, JSON) if len(items) == 1 else (NPZ, JSON))
-    inputs, names = [item.value for item in items], [item.name for item in items]
-    results = await tokenizer_of(request).embed(inputs, model, query.pixels(), query.dtype, query.any_fingerprint)
+    names = [item.name for item in items]
+    inputs = [ImageFile(one, query.pixels()) if isinstance(one, bytes) else one for one in (i.value for i in items)]
+    results = await tokenizer_of(request).embed(inputs, model, query.dtype, query.any_fingerprint)
     return await run_in_threadpool(replies.embedded, results, names, form, exchange_of(request))
 
 
