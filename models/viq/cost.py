@@ -1,4 +1,4 @@
-"""What an image costs to encode, known from its header alone."""
+"""What an image costs to compute on, known from its header alone."""
 
 from __future__ import annotations
 
@@ -11,5 +11,9 @@ model.md, "Cost", at the released width C = 1536: 3.05 GFLOP a patch outside att
 
 
 def encode_cost(patches: int) -> int:
-    """Cost of encoding one image of `patches` patches, in units of one patch without attention, rounded up."""
+    """Cost of encoding one image of `patches` patches, in units of one patch without attention, rounded up.
+
+    Decoding has the same shape, attention over all patches and the rest in proportion to them; embedding is
+    in proportion to patches alone.
+    """
     return patches + -(-patches * patches // ATTENTION_RATIO)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING, TypeVar, cast
 
 import numpy as np
@@ -30,8 +32,9 @@ from viq.encoder import Encoder
 from viq.errors import FingerprintMismatch, InvalidInput, UnknownModel, ViQError, WeightsError
 from viq.fingerprint import family, mode, remembered_family, stated_family
 from viq.hardware import device_named, dtype_named, prepare_cuda
+from viq.launched import Launched, gathered, on_host
 from viq.packing import Packing
-from viq.patches import normalise, pack_images, patchify
+from viq.patches import Patches, normalise
 from viq.pixels import to_rgb
 from viq.random_weights import NANO, drawer_state, embedder_state, encoder_state
 from viq.row_probe import FIRST, UNSETTLED, row_multiple
@@ -231,18 +234,19 @@ class ViQ:
         """Codes of RGB images, uint8 `(H, W, 3)`, packed some at a time."""
         results: list[Codes] = []
         for chunk in _chunks(pixels, [-(-p.shape[0] // 16) * -(-p.shape[1] // 16) for p in pixels]):
-            packing = pack_images(chunk, self.row_multiple)
-            sizes = [(int(p.shape[0]), int(p.shape[1])) for p in chunk]
-            patches = patchify(chunk, packing).to(self._device)
-            with self._alone():
-                codes = self.encoder(normalise(patches, sizes, packing, self._dtype), packing)
-            flat = self._in_range(codes.cpu().numpy())
-            for i, (start, end) in enumerate(packing.spans):
-                part = flat[start * CODES_PER_PATCH : end * CODES_PER_PATCH]
-                results.append(
-                    Codes(part.reshape(*packing.grids[i], CODES_PER_PATCH), sizes[i], self.size, self.fingerprint)
-                )
+            results += self.launch_encode([Patches.of(image) for image in chunk]).results()
         return results
+
+    @torch.inference_mode()
+    def launch_encode(self, images: Sequence[Patches]) -> Launched[Codes]:
+        """Hand one pack of images to the device; results are their codes."""
+        begun = perf_counter()
+        packing = Packing.of((image.grid for image in images), self.row_multiple)
+        patches = gathered([image.rows for image in images], packing.rows, self._device)
+        transfer_s, sizes = perf_counter() - begun, [image.image_size for image in images]
+        with self._alone():
+            codes = self.encoder(normalise(patches, sizes, packing, self._dtype), packing)
+        return Launched(transfer_s, partial(self._codes, on_host(codes), packing, sizes))
 
     @torch.inference_mode()
     def embed(self, codes: Sequence[Codes], *, any_fingerprint: bool = False) -> list[Tensor]:
@@ -253,23 +257,46 @@ class ViQ:
         """
         self.check(codes, any_fingerprint=any_fingerprint)
         results: list[Tensor] = []
-        for packing, packed in self._packed(codes):
+        for chunk in _chunks(codes, [c.grid[0] * c.grid[1] for c in codes]):
+            packing, packed = self._packed(chunk)
             with self._alone():
                 features = self.embedder.features(packed)
             results += [part.clone() for part in packing.split(features)]
         return results
 
     @torch.inference_mode()
+    def launch_embed(self, codes: Sequence[Codes]) -> Launched[Tensor]:
+        """Hand one pack of codes, already checked, to the device; results are features `(h*w, C)` on the host."""
+        begun = perf_counter()
+        packing, packed = self._packed(codes)
+        transfer_s = perf_counter() - begun
+        with self._alone():
+            features = on_host(self.embedder.features(packed))
+        return Launched(transfer_s, lambda: packing.split(features()))
+
+    @torch.inference_mode()
     def decode(self, codes: Sequence[Codes], *, any_fingerprint: bool = False) -> list[npt.NDArray[np.uint8]]:
         """Pictures, uint8 `(H, W, 3)`, cropped to each image's size. Raises as `embed` does."""
         self.check(codes, any_fingerprint=any_fingerprint)
-        decoder, embedder = self.decoder, self.embedder
         pictures: list[npt.NDArray[np.uint8]] = []
-        for packing, packed in self._packed(codes):
-            with self._alone():
-                images = decoder(embedder, packed, packing)
-            pictures += [to_bytes(image).cpu().numpy() for image in images]
-        return [p[: c.image_size[0], : c.image_size[1]].copy() for p, c in zip(pictures, codes, strict=True)]
+        for chunk in _chunks(codes, [c.grid[0] * c.grid[1] for c in codes]):
+            pictures += self.launch_decode(chunk).results()
+        return pictures
+
+    @torch.inference_mode()
+    def launch_decode(self, codes: Sequence[Codes]) -> Launched[npt.NDArray[np.uint8]]:
+        """Hand one pack of codes, already checked, to the device; results are pictures as `decode` gives them."""
+        begun = perf_counter()
+        packing, packed = self._packed(codes)
+        transfer_s = perf_counter() - begun
+        with self._alone():
+            images = [on_host(to_bytes(image)) for image in self.decoder(self.embedder, packed, packing)]
+
+        def pictures() -> list[npt.NDArray[np.uint8]]:
+            whole = (image().numpy() for image in images)
+            return [p[: c.image_size[0], : c.image_size[1]].copy() for p, c in zip(whole, codes, strict=True)]
+
+        return Launched(transfer_s, pictures)
 
     def check(self, codes: Sequence[Codes], *, any_fingerprint: bool = False) -> None:
         """Raise `InvalidInput` or `FingerprintMismatch` unless all `codes` can be read with these weights."""
@@ -288,11 +315,19 @@ class ViQ:
         """What the caller's process has switched on must not change what is computed."""
         return torch.autocast(self._device.type, enabled=False)
 
-    def _packed(self, codes: Sequence[Codes]) -> Iterator[tuple[Packing, Tensor]]:
-        for chunk in _chunks(codes, [c.grid[0] * c.grid[1] for c in codes]):
-            packing = Packing.of((c.grid for c in chunk), self.row_multiple)
-            flat = np.concatenate([c.array.reshape(-1, CODES_PER_PATCH) for c in chunk]).astype(np.int64)
-            yield packing, packing.pad(torch.from_numpy(flat)).to(self._device)
+    def _packed(self, codes: Sequence[Codes]) -> tuple[Packing, Tensor]:
+        """The codes of several images, int64 `(rows, 4)`, on the device."""
+        packing = Packing.of((c.grid for c in codes), self.row_multiple)
+        flat = [c.array.reshape(-1, CODES_PER_PATCH).astype(np.int64) for c in codes]
+        return packing, gathered(list(flat), packing.rows, self._device)
+
+    def _codes(self, values: Callable[[], Tensor], packing: Packing, sizes: Sequence[tuple[int, int]]) -> list[Codes]:
+        flat = self._in_range(values().numpy())
+        results = []
+        for (start, end), grid, size in zip(packing.spans, packing.grids, sizes, strict=True):
+            part = flat[start * CODES_PER_PATCH : end * CODES_PER_PATCH].reshape(*grid, CODES_PER_PATCH)
+            results.append(Codes(part, size, self.size, self.fingerprint))
+        return results
 
 
 def load_embedder_alone(root: str | Path | None, size: str | None, device: str, dtype: str) -> Embedder:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
@@ -14,6 +15,25 @@ from viq.config import PATCH, grid_of
 from viq.packing import Packing
 
 _BYTES = PATCH * PATCH * 3
+
+
+@dataclass(frozen=True, eq=False)
+class Patches:
+    """One image cut into patches: `rows` is uint8 `(N, 768)`, `image_size` is `(H, W)` in pixels."""
+
+    rows: npt.NDArray[np.uint8]
+    image_size: tuple[int, int]
+
+    @classmethod
+    def of(cls, pixels: npt.NDArray[np.uint8]) -> Patches:
+        """The patches of an RGB image `(H, W, 3)`."""
+        rows = patchify([pixels], pack_images([pixels], 1)).numpy()
+        return cls(rows, (int(pixels.shape[0]), int(pixels.shape[1])))
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patch grid `(h, w)`."""
+        return grid_of(*self.image_size)
 
 
 def patchify(pixels: Sequence[npt.NDArray[np.uint8]], packing: Packing) -> Tensor:

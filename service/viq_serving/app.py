@@ -6,19 +6,21 @@ import asyncio
 import logging
 import os
 import signal
-import socket
+import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from viq import __version__
-from viq_serving.errors import ViQError
+from viq_serving.doors import Addresses, CannotListen, Doors
+from viq_serving.engine.engine import EngineLimits
+from viq_serving.errors import SettingsError, ViQError
 from viq_serving.images import ImageLimits
+from viq_serving.keys import Keys
 from viq_serving.log import configure
 from viq_serving.metrics import Metrics
-from viq_serving.rest.app import create_app
-from viq_serving.rest.server import create_server
 from viq_serving.settings import Settings
-from viq_serving.tokenizer import Tokenizer
+from viq_serving.tokenizer import State, Tokenizer
 
 if TYPE_CHECKING:
     from viq.model import ViQ
@@ -26,46 +28,71 @@ if TYPE_CHECKING:
 log = logging.getLogger("viq")
 
 UNUSABLE = 3
-"""Exit code when the weights or the port cannot be used."""
+"""Exit code when the weights, a port or the device cannot be used."""
+
+_FAREWELL_S = 5.0  # for the last replies when the device is lost
 
 
 def run(settings: Settings) -> int:
-    """Serve until SIGTERM or SIGINT; the exit code is 0 after a clean drain, 3 if weights or port are unusable."""
+    """Serve until SIGTERM or SIGINT.
+
+    The exit code is 0 after a clean drain, 3 if weights, a port or the device are unusable.
+    """
     configure(settings.log_level, settings.log_format)
+    service = Service(settings)
     with asyncio.Runner(loop_factory=_new_loop) as runner:
-        return runner.run(Service(settings).serve(lambda url: print(f"viq serves at {url}", flush=True)))
+        code = runner.run(service.serve(_announce))
+        if service.stuck:  # a thread inside torch or a driver can be neither stopped nor waited for
+            sys.stdout.flush()
+            os._exit(code)
+    return code
 
 
 class Service:
-    """One server process. The port opens at once, readiness follows when the models are loaded and warm."""
+    """One server process. The ports open at once, readiness follows when the models are loaded and warm."""
 
     def __init__(self, settings: Settings) -> None:
+        self.stuck = False
         self._settings = settings
-        self._stop = asyncio.Event()
+        self._stop, self._lost = asyncio.Event(), asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    async def serve(self, on_listening: Callable[[str], None] = print, *, own_signals: bool = True) -> int:
+    async def serve(self, on_listening: Callable[[Addresses], None], *, own_signals: bool = True) -> int:
         """Run the whole life of the service and return the exit code.
 
-        `on_listening` is told the address once connections are accepted; `own_signals` needs the main thread.
+        `on_listening` is told the addresses once connections are accepted; `own_signals` needs the main thread.
+        When `stuck` is true afterwards, a thread is left that only the end of the process ends.
         """
-        self._loop = asyncio.get_running_loop()
+        self._loop, settings = asyncio.get_running_loop(), self._settings
+        metrics = Metrics(__version__)
         try:
-            listener = _listen(self._settings.host, self._settings.http_port)
-        except (OSError, UnicodeError) as error:  # the latter for what can be no host name
-            log.error("cannot listen on %s port %d: %s", self._settings.host, self._settings.http_port, error)
+            keys = Keys(settings)
+        except SettingsError as error:
+            log.error("%s", error)
+            return UNUSABLE
+        tokenizer = Tokenizer(
+            ImageLimits(settings.max_body_bytes, settings.max_pixels, settings.max_patches),
+            settings.max_images,
+            metrics,
+            _engine_limits(settings),
+            settings.max_bytes_in_flight,
+        )
+        doors = Doors(tokenizer, metrics, settings, keys)
+        try:
+            addresses = await doors.open()
+        except CannotListen as error:
+            log.error("%s", error)
+            await doors.close(0.0)
             return UNUSABLE
         if own_signals:
             self._own_signals()
-        metrics = Metrics(__version__)
-        tokenizer = Tokenizer(_limits(self._settings), self._settings.max_images, metrics)
-        server = create_server(create_app(tokenizer, metrics, self._settings))
-        serving = asyncio.create_task(server.serve([listener]))
-        on_listening(_url(listener))
+        tokenizer.listen(self._told)
+        on_listening(addresses)
         code = await self._live(tokenizer)
-        server.should_exit = True
-        await serving
-        tokenizer.close()
+        tokenizer.refuse()
+        await doors.close(_FAREWELL_S if self._lost.is_set() else settings.stall_timeout_s)
+        if not self.stuck:
+            tokenizer.close()
         return code
 
     def stop(self) -> None:
@@ -76,20 +103,28 @@ class Service:
     async def _live(self, tokenizer: Tokenizer) -> int:
         """Load, serve until asked to stop, drain. A stop while loading needs no drain: nobody was sent here yet."""
         loading = asyncio.create_task(tokenizer.load(lambda: _models(self._settings)))
-        stopping = asyncio.create_task(self._stop.wait())
-        await asyncio.wait({loading, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        ending = asyncio.create_task(_first(self._stop, self._lost))
+        await asyncio.wait({loading, ending}, return_when=asyncio.FIRST_COMPLETED)
         if not loading.done():
             loading.cancel()
+            self.stuck = True
             return 0
         if loading.exception() is not None:
-            stopping.cancel()
+            ending.cancel()
             return _unusable(loading.exception())
         log.info("ready: %s", ", ".join(f"{one.label} {one.fingerprint}" for one in tokenizer.models()))
-        await stopping
-        tokenizer.drain()
-        log.info("draining: serving for another %g s", self._settings.drain_delay)
-        await asyncio.sleep(self._settings.drain_delay)
-        return 0
+        await ending
+        if self._stop.is_set():
+            tokenizer.drain()
+            log.info("draining: serving for another %g s", self._settings.drain_delay)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._lost.wait(), self._settings.drain_delay)
+        self.stuck = self._lost.is_set()
+        return UNUSABLE if self._lost.is_set() else 0
+
+    def _told(self, state: State) -> None:
+        if state == "lost":
+            self._lost.set()
 
     def _own_signals(self) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -111,28 +146,28 @@ def _new_loop() -> asyncio.AbstractEventLoop:
     return uvloop.new_event_loop()
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    """A listening socket; connections wait in it until the server takes them."""
-    family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-    listener = socket.socket(family)
+def _announce(addresses: Addresses) -> None:
+    print(f"viq serves at http://{addresses.http}")
+    print(f"viq serves gRPC at {addresses.grpc}", flush=True)
+
+
+async def _first(*events: asyncio.Event) -> None:
+    """Wait until one of `events` is set."""
+    waits = [asyncio.create_task(event.wait()) for event in events]
     try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(2048)
-    except OSError:
-        listener.close()
-        raise
-    listener.setblocking(False)
-    return listener
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()
 
 
-def _url(listener: socket.socket) -> str:
-    host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if listener.family == socket.AF_INET6 else f"http://{host}:{port}"
-
-
-def _limits(settings: Settings) -> ImageLimits:
-    return ImageLimits(settings.max_body_bytes, settings.max_pixels, settings.max_patches)
+def _engine_limits(settings: Settings) -> EngineLimits:
+    return EngineLimits(
+        max_patches=settings.max_queue_patches,
+        max_age_s=settings.max_queue_age_s,
+        batch_patches=settings.max_batch_patches,
+        stall_timeout_s=settings.stall_timeout_s,
+    )
 
 
 def _models(settings: Settings) -> list[ViQ]:

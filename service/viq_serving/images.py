@@ -21,6 +21,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 _ORIENTATION = 0x0112
 _QUARTER_TURNS = (5, 6, 7, 8)
 _PNG_START = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"
+_JPEG_SEGMENTS = 256  # looked at before the frame; a photograph has about ten
 _WEBP_SIDE, _JPEG_SIDE = 16_383, 65_535
 
 _BROKEN = (*UNDECODABLE, AttributeError, ArithmeticError, UserWarning, zlib.error)
@@ -71,6 +72,37 @@ def probe(data: bytes, limits: ImageLimits, *, exif: bool = True) -> ImageHeader
         return ImageHeader(image.format or "", width, height, h * w)
 
 
+def claimed_patches(data: bytes, limits: ImageLimits) -> int | None:
+    """Patches by the size that a PNG or JPEG file claims, found without opening it; None if that is not easy.
+
+    Opening a hostile file may take long; these few bytes are read at once. Raises as `probe` does.
+    """
+    _refuse_bytes(data, limits)
+    claimed = _claimed_size(data)
+    if claimed is None or not all(claimed):
+        return None
+    _refuse_over(*claimed, limits)
+    h, w = grid_of(*claimed)
+    return h * w
+
+
+def _claimed_size(data: bytes) -> tuple[int, int] | None:
+    """`(H, W)` as the first bytes state it."""
+    if data.startswith(_PNG_START):
+        return int.from_bytes(data[20:24]), int.from_bytes(data[16:20])
+    if not data.startswith(b"\xff\xd8"):
+        return None
+    at = 2
+    for _ in range(_JPEG_SEGMENTS):
+        if data[at : at + 1] != b"\xff" or len(data) < at + 9:
+            return None
+        marker = data[at + 1]
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # start of frame
+            return int.from_bytes(data[at + 5 : at + 7]), int.from_bytes(data[at + 7 : at + 9])
+        at += 2 + int.from_bytes(data[at + 2 : at + 4])
+    return None
+
+
 def decode(data: bytes, limits: ImageLimits, *, exif: bool = True, alpha: Alpha = "white") -> npt.NDArray[np.uint8]:
     """Pixels `(H, W, 3)` of an image file within `limits`.
 
@@ -108,10 +140,7 @@ def encode_picture(pixels: npt.NDArray[np.uint8], format: PictureFormat) -> byte
 
 def _open(data: bytes, limits: ImageLimits) -> Image.Image:
     """The image with only its header read, within `limits`."""
-    if not data:
-        raise InvalidInput("image is empty (0 bytes)")
-    if len(data) > limits.max_bytes:
-        raise TooLarge(f"image is {len(data)} bytes, the limit is {limits.max_bytes}")
+    _refuse_bytes(data, limits)
     if data.startswith(_PNG_START):
         # Pillow opens a PNG only when all that stands before the pixels is sound; its claim is read first.
         _refuse_over(int.from_bytes(data[20:24]), int.from_bytes(data[16:20]), limits)
@@ -127,6 +156,13 @@ def _open(data: bytes, limits: ImageLimits) -> Image.Image:
         raise kind(f"image header cannot be read: {error}") from None
     _refuse_over(image.height, image.width, limits)
     return image
+
+
+def _refuse_bytes(data: bytes, limits: ImageLimits) -> None:
+    if not data:
+        raise InvalidInput("image is empty (0 bytes)")
+    if len(data) > limits.max_bytes:
+        raise TooLarge(f"image is {len(data)} bytes, the limit is {limits.max_bytes}")
 
 
 def _refuse_over(height: int, width: int, limits: ImageLimits) -> None:

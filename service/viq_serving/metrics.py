@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from platform import python_version
 
+import numpy as np
+import numpy.typing as npt
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from viq.config import CODES_PER_PATCH, grid_of
@@ -47,6 +49,39 @@ class Metrics:
             buckets=_SECONDS,
             registry=registry,
         )
+        self.batch_images = Histogram(
+            "viq_batch_images",
+            "Images computed together.",
+            buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024),
+            registry=registry,
+        )
+        self.batch_patches = Histogram(
+            "viq_batch_patches",
+            "Patches computed together.",
+            buckets=[2**power for power in range(4, 18)],
+            registry=registry,
+        )
+        self.batch_fill = Histogram(
+            "viq_batch_fill_ratio",
+            "Cost of a batch over the most that is computed together; over 1 for a single larger image.",
+            buckets=(0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0, 2.0, 10.0),
+            registry=registry,
+        )
+        self.queue_requests = Gauge("viq_queue_requests", "Images that wait for the device.", registry=registry)
+        self.queue_patches = Gauge("viq_queue_patches", "Patches that wait for the device.", registry=registry)
+        self.queue_oldest = Gauge(
+            "viq_queue_oldest_seconds", "How long the one that waits longest has waited.", registry=registry
+        )
+        self.device_memory = Gauge(
+            "viq_device_memory_bytes", "Memory of a device, by kind.", ["device", "kind"], registry=registry
+        )
+        self.codebook_used = Gauge(
+            "viq_codebook_used_ratio",
+            "Part of the codebook that was used since the start.",
+            ["size"],
+            registry=registry,
+        )
+        self._codebooks: dict[str, npt.NDArray[np.bool_]] = {}
         self.ready = Gauge("viq_ready", "1 when warmed and not draining.", registry=registry)
         build = Gauge("viq_build_info", "Always 1.", ["version", "python"], registry=registry)
         build.labels(version, python_version()).set(1)
@@ -61,6 +96,30 @@ class Metrics:
         """Show `model` among the loaded ones."""
         untrained = "true" if model.untrained else "false"
         self.model.labels(model.size, model.fingerprint, model.dtype, model.device, untrained).set(1)
+
+        seen = self._codebooks.setdefault(model.size, np.zeros(model.codebook_size, np.bool_))
+        self.codebook_used.labels(model.size).set_function(lambda: float(seen.mean()))
+
+    def watch_queue(self, waiting: Callable[[], tuple[int, int, float]]) -> None:
+        """Read the gauges of the queue from `waiting`: entries, patches, seconds of the oldest."""
+        self.queue_requests.set_function(lambda: waiting()[0])
+        self.queue_patches.set_function(lambda: waiting()[1])
+        self.queue_oldest.set_function(lambda: waiting()[2])
+
+    def watch_memory(self, device: str, kinds: Mapping[str, Callable[[], float]]) -> None:
+        """Read the memory of `device` from these functions, by kind."""
+        for kind, read in kinds.items():
+            self.device_memory.labels(device, kind).set_function(read)
+
+    def batch(self, images: int, patches: int, fill: float) -> None:
+        """Count one batch."""
+        self.batch_images.observe(images)
+        self.batch_patches.observe(patches)
+        self.batch_fill.observe(fill)
+
+    def used(self, size: str, codes: npt.NDArray[np.uint16]) -> None:
+        """Note which codes of the codebook came up."""
+        self._codebooks[size][codes.reshape(-1)] = True
 
     def served(self, method: Method, size: str, images: Sequence[tuple[int, int]], timings: Timings) -> None:
         """Count one request through the model; `images` holds `(H, W)` of each image answered."""

@@ -1,0 +1,71 @@
+"""Work handed to a device, and its results once they are asked for.
+
+On CUDA a launch returns while the device still computes, so that the next one can be handed over meanwhile;
+on a CPU everything is done when it returns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Launched(Generic[R]):
+    """`results()` waits for the device and gives one result for each item; `transfer_s` is what the copy in took."""
+
+    transfer_s: float
+    results: Callable[[], list[R]]
+
+
+def gathered(parts: list[npt.NDArray[np.generic]], rows: int, device: torch.device) -> Tensor:
+    """The arrays one after another, then zeros up to `rows`, as one tensor on `device`.
+
+    For CUDA they are gathered in pinned memory and copied on a stream of their own, beside what is computed.
+    """
+    shape, dtype = (rows, *parts[0].shape[1:]), torch.from_numpy(parts[0][:0]).dtype
+    host = torch.empty(shape, dtype=dtype, pin_memory=device.type == "cuda")
+    filled = sum(len(part) for part in parts)
+    np.concatenate(parts, out=host[:filled].numpy())
+    host[filled:] = 0
+    if device.type != "cuda":
+        return host
+    copies, computes = _copy_stream(device), torch.cuda.current_stream(device)
+    with torch.cuda.stream(copies):
+        there = host.to(device, non_blocking=True)
+    computes.wait_stream(copies)
+    there.record_stream(computes)
+    return there
+
+
+def on_host(tensor: Tensor) -> Callable[[], Tensor]:
+    """Start copying `tensor` to the host; what comes back waits for the copy and gives it."""
+    if tensor.device.type != "cuda":
+        return lambda: tensor
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    host.copy_(tensor, non_blocking=True)
+    done = torch.cuda.Event()
+    done.record(torch.cuda.current_stream(tensor.device))
+
+    def wait() -> Tensor:
+        done.synchronize()
+        return host
+
+    return wait
+
+
+_streams: dict[torch.device, torch.cuda.Stream] = {}
+
+
+def _copy_stream(device: torch.device) -> torch.cuda.Stream:
+    if device not in _streams:
+        _streams[device] = torch.cuda.Stream(device)
+    return _streams[device]

@@ -1,0 +1,91 @@
+"""The doors of a service on their ports: HTTP, gRPC and, if asked for, metrics by themselves."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from dataclasses import dataclass
+
+from viq_serving.keys import Keys
+from viq_serving.metrics import Metrics
+from viq_serving.rest.app import create_app
+from viq_serving.rest.server import Server
+from viq_serving.rest.server import create_server as create_http_server
+from viq_serving.rpc.server import create_server as create_grpc_server
+from viq_serving.settings import Settings
+from viq_serving.tokenizer import Tokenizer
+
+
+class CannotListen(Exception):
+    """A port cannot be had; the message names it."""
+
+
+@dataclass(frozen=True)
+class Addresses:
+    """Where a service listens, as `host:port`; `metrics` only if it has a port of its own."""
+
+    http: str
+    grpc: str
+    metrics: str | None = None
+
+
+class Doors:
+    """All servers of a process, on one event loop."""
+
+    def __init__(self, tokenizer: Tokenizer, metrics: Metrics, settings: Settings, keys: Keys) -> None:
+        self._settings = settings
+        self._http = create_http_server(create_app(tokenizer, metrics, settings, keys))
+        self._grpc = create_grpc_server(tokenizer, metrics, settings, keys)
+        self._serving: list[asyncio.Task[None]] = []
+
+    async def open(self) -> Addresses:
+        """Listen on every port; raises `CannotListen`."""
+        host = self._settings.host
+        http = _listen(host, self._settings.http_port)
+        try:
+            grpc_port = self._grpc.add_insecure_port(_at(host, self._settings.grpc_port))
+        except RuntimeError as error:
+            http.close()
+            raise CannotListen(f"cannot listen on {host} port {self._settings.grpc_port}: {error}") from None
+        await self._grpc.start()
+        self._serve(self._http, http)
+        name, port = http.getsockname()[:2]
+        return Addresses(_at(name, port), _at(name, grpc_port))
+
+    async def close(self, grace_s: float) -> None:
+        """Take no new requests, let those under way finish for at most `grace_s` seconds, and stop listening."""
+        self._http.should_exit = True
+        await asyncio.gather(self._grpc.stop(grace_s), self._finish(grace_s))
+
+    def _serve(self, server: Server, listener: socket.socket) -> None:
+        self._serving.append(asyncio.create_task(server.serve([listener])))
+
+    async def _finish(self, grace_s: float) -> None:
+        if not self._serving:
+            return
+        _, late = await asyncio.wait(self._serving, timeout=grace_s or None)
+        if late:
+            self._http.force_exit = True
+            await asyncio.wait(late)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A listening socket; connections wait in it until the server takes them."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        listener = socket.socket(family)
+    except (OSError, UnicodeError) as error:  # the latter for what can be no host name
+        raise CannotListen(f"cannot listen on {host} port {port}: {error}") from None
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(2048)
+    except OSError as error:
+        listener.close()
+        raise CannotListen(f"cannot listen on {host} port {port}: {error}") from None
+    listener.setblocking(False)
+    return listener
+
+
+def _at(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -1,0 +1,76 @@
+"""Whether there is room for a request, decided from what it costs before any of its images is decoded.
+
+Plain numbers, used from the event loop alone; nothing awaits in between, so a request is admitted whole or not at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+from viq_serving.engine.scheduler import Flow
+from viq_serving.errors import DeadlineExceeded, Overloaded, TooLarge
+
+_SOONEST_S, _LATEST_S = 0.05, 60.0  # bounds of a retry hint
+_SURE = 0.9  # of an expectation: work is refused for its deadline only if the deadline is missed by more than noise
+
+
+class Admission:
+    """Patches and cost of what is admitted and not yet answered, held against the limits of the queue."""
+
+    def __init__(self, max_patches: int, max_age_s: float, expected_s: Callable[[Flow, float], float]) -> None:
+        self.max_patches, self.max_age_s = max_patches, max_age_s
+        self.patches = 0
+        self._expected_s = expected_s
+        self._costs: dict[Flow, float] = {}
+
+    @contextmanager
+    def admitted(self, patches: int, costs: Mapping[Flow, float], left_s: float) -> Iterator[None]:
+        """Hold room for `patches` of these costs inside the `with` block; `left_s` seconds are left to the deadline.
+
+        Raises `TooLarge` for what could never be admitted, `Overloaded` with a hint when it can be tried again,
+        `DeadlineExceeded` if what is ahead of it takes longer than is left.
+        """
+        self._check(patches, costs, left_s)
+        self._add(patches, costs, 1)
+        try:
+            yield
+        finally:
+            self._add(patches, costs, -1)
+
+    def wait_s(self) -> float:
+        """Expected seconds until all that is admitted is computed."""
+        return sum(self._expected_s(flow, cost) for flow, cost in self._costs.items())
+
+    def hint_s(self, surplus_s: float) -> float:
+        """When to come again, if `surplus_s` seconds of work must go first."""
+        return min(max(surplus_s, _SOONEST_S), _LATEST_S)
+
+    def _check(self, patches: int, costs: Mapping[Flow, float], left_s: float) -> None:
+        if patches > self.max_patches:
+            raise TooLarge(f"request of {patches} patches in all, the queue holds at most {self.max_patches}")
+        surplus, wait_s = self.patches + patches - self.max_patches, self.wait_s()
+        if surplus > 0:
+            hint_s = self.hint_s(wait_s * surplus / self.patches)
+            raise Overloaded(
+                f"{self.patches} patches are waiting and {patches} more asked for, the limit is {self.max_patches}",
+                hint_s,
+            )
+        if wait_s > self.max_age_s:
+            raise Overloaded(
+                f"expected to wait {wait_s:.1f} s for the device, the limit is {self.max_age_s:g} s",
+                self.hint_s(wait_s - self.max_age_s),
+            )
+        ahead = {flow: self._costs.get(flow, 0.0) + cost for flow, cost in costs.items()}
+        needed_s = _SURE * sum(self._expected_s(flow, cost) for flow, cost in ahead.items())
+        if needed_s > left_s:
+            raise DeadlineExceeded(f"needs about {needed_s:.3f} s, {max(left_s, 0):.3f} s are left to the deadline")
+
+    def _add(self, patches: int, costs: Mapping[Flow, float], sign: int) -> None:
+        self.patches += sign * patches
+        for flow, cost in costs.items():
+            left = self._costs.get(flow, 0.0) + sign * cost
+            if left > 0:
+                self._costs[flow] = left
+            else:
+                del self._costs[flow]

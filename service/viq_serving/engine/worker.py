@@ -1,0 +1,261 @@
+"""The thread that owns a device: it takes the next batch, computes it and hands the results back.
+
+Nothing else touches the device. Whatever happens to a batch, every one of its entries is answered.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic, perf_counter
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+
+from viq.launched import Launched
+from viq.patches import Patches
+from viq_serving.engine.scheduler import Batch, Entry, Flow
+from viq_serving.errors import Internal, ViQError
+
+if TYPE_CHECKING:
+    from viq.model import ViQ
+
+log = logging.getLogger("viq.engine")
+
+_PROBE_SIDE, _WARM_UP_SIDES = 32, (32, 128)  # pixels
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What became of an entry: its result or error, and where its time went in seconds."""
+
+    result: Any
+    begun: float
+    transfer_s: float
+    compute_s: float
+
+
+class Desk(Protocol):
+    """Where the worker gets its batches and leaves the answers; all of it may be called from the worker's thread."""
+
+    def take(self, *, wait: bool) -> Batch | None:
+        """The next batch; None if there is none, or, having waited, if there will never be one."""
+
+    def answer(self, answers: Sequence[tuple[Entry, Answer]]) -> None:
+        """Entries that are done with."""
+
+    def computed(self, batch: Batch, seconds: float, *, learn: bool) -> None:
+        """A batch is done with."""
+
+    def lost(self, reason: str) -> None:
+        """The device is of no more use."""
+
+
+@dataclass
+class _Flight:
+    """A batch that has been handed to the device."""
+
+    batch: Batch
+    entries: list[Entry]
+    begun: float
+    launched: Launched[Any] | Exception
+
+
+class Worker:
+    """The thread and the models that are computed on it."""
+
+    def __init__(self, desk: Desk) -> None:
+        self.models: dict[str, ViQ] = {}
+        self.busy_since: float | None = None
+        self._desk = desk
+        self._thread: threading.Thread | None = None
+        self._ahead = 1
+        self._landed = 0.0  # when the last batch did: the next one had the device from then on
+
+    def load(self, load: Callable[[], Sequence[ViQ]]) -> list[tuple[Flow, int, float]]:
+        """Run `load`, warm what it gives with forwards of each method, keep it; what each forward took comes back.
+
+        A batch has a price and a patch has one: two sizes tell them apart.
+        """
+        models, learned = load(), list[tuple[Flow, int, float]]()
+        for model in models:
+            if model.untrained:
+                log.warning("size %s is untrained: its codes mean nothing yet", model.size)
+            for side in (_WARM_UP_SIDES[0], *_WARM_UP_SIDES):  # the first forward of all is never a typical one
+                learned += [((method, model.size), *taken) for method, taken in _warmed(model, side)]
+        self.models = {model.size: model for model in models}
+        # On a CPU a launch returns when all is computed: a second one ahead would only keep the first one's answers.
+        self._ahead = 2 if any(model.device.startswith("cuda") for model in models) else 1
+        return learned
+
+    def start(self) -> None:
+        """Begin to take batches."""
+        # A thread that hangs in a driver can never be joined; it must not keep the process from ending.
+        self._thread = threading.Thread(target=self._live, name="viq-device", daemon=True)
+        self._thread.start()
+
+    def alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def join(self, timeout_s: float | None = None) -> None:
+        """Wait for the thread to end, which it does when `Desk.take` gives no batch after waiting."""
+        if self._thread is not None:
+            self._thread.join(timeout_s)
+
+    def _live(self) -> None:
+        flights: deque[_Flight] = deque()
+        try:
+            while True:
+                batch = self._desk.take(wait=not flights)
+                if batch is None and not flights:
+                    return
+                if batch is not None:
+                    flights.append(self._launch(batch))
+                if batch is None or len(flights) == self._ahead:
+                    self._land(flights.popleft())
+                self.busy_since = monotonic() if flights else None
+        except BaseException as error:  # whatever ends this thread, its waiters must hear of it
+            log.critical("the device thread ended", exc_info=error)
+            self._desk.lost(f"the device thread ended: {type(error).__name__}")
+
+    def _launch(self, batch: Batch) -> _Flight:
+        self.busy_since = self.busy_since or monotonic()
+        entries, begun = [entry for entry in batch.entries if entry.alive], monotonic()
+        if not entries:
+            return _Flight(batch, [], begun, Launched(0.0, list))
+        try:
+            return _Flight(batch, entries, begun, self._forward(entries))
+        except Exception as error:  # noqa: BLE001  # whatever it is, it is looked at when the batch lands
+            return _Flight(batch, entries, begun, error)
+
+    def _land(self, flight: _Flight) -> None:
+        """Wait for a batch and answer its entries; if it failed, find out which entry is to blame."""
+        try:
+            if isinstance(flight.launched, Exception):
+                raise flight.launched
+            results = flight.launched.results()
+        except Exception as error:  # noqa: BLE001
+            self._recover(flight.entries, error)
+            self._desk.computed(flight.batch, monotonic() - flight.begun, learn=False)
+            return
+        whole = len(flight.entries) == len(flight.batch.entries)
+        seconds, self._landed = monotonic() - max(flight.begun, self._landed), monotonic()
+        self._answer(flight.entries, results, flight.begun, flight.launched.transfer_s)
+        self._desk.computed(flight.batch, seconds, learn=whole)
+
+    def _recover(self, entries: list[Entry], error: Exception) -> None:
+        """Compute again what failed: halves if memory ran out, else one by one, so that one bad entry fails alone."""
+        self.busy_since = monotonic()
+        if len(entries) == 1:
+            self._fail(entries[0], error)
+            return
+        if out_of_memory(error):
+            log.warning("out of memory with %d images at once: trying halves", len(entries))
+            _free_memory()
+            half = len(entries) // 2
+            parts = [entries[:half], entries[half:]]
+        else:
+            log.error("a batch of %d images failed: trying them one by one", len(entries), exc_info=error)
+            parts = [[entry] for entry in entries]
+        for part in parts:
+            self._again([entry for entry in part if entry.alive])
+
+    def _again(self, entries: list[Entry]) -> None:
+        if not entries:
+            return
+        begun = monotonic()
+        try:
+            launched = self._forward(entries)
+            results = launched.results()
+        except Exception as error:  # noqa: BLE001
+            self._recover(entries, error)
+        else:
+            self._answer(entries, results, begun, launched.transfer_s)
+
+    def _answer(self, entries: Sequence[Entry], results: Sequence[Any], begun: float, transfer_s: float) -> None:
+        if len(results) != len(entries):
+            raise RuntimeError(f"{len(results)} results for {len(entries)} images")
+        compute_s = monotonic() - begun - transfer_s
+        answers = (Answer(result, begun, transfer_s, compute_s) for result in results)
+        self._desk.answer(list(zip(entries, answers, strict=True)))
+
+    def _fail(self, entry: Entry, error: Exception) -> None:
+        """Answer one entry that fails by itself; if the device can no longer compute anything, give up on it."""
+        if isinstance(error, ViQError):
+            self._desk.answer([(entry, _failed(error.with_traceback(None), monotonic()))])
+            return
+        log.error("%s of an image of %d patches failed", entry.flow[0], entry.patches, exc_info=error)
+        self._desk.answer([(entry, _failed(Internal(), monotonic()))])
+        if out_of_memory(error):
+            _free_memory()
+        try:
+            _warmed(self.models[entry.flow[1]], _PROBE_SIDE)
+        except Exception as broken:
+            raise RuntimeError("the device fails also with a plain grey image") from broken
+
+    def _forward(self, entries: Sequence[Entry]) -> Launched[Any]:
+        method, size = entries[0].flow
+        model, work = self.models[size], [entry.work for entry in entries]
+        launch: Callable[[Sequence[Any]], Launched[Any]] = getattr(model, f"launch_{method}")
+        return launch(work)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether `error` says that the device's memory, or the host's, did not suffice."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)  # torch's CPU allocator
+
+
+def memory_of(device: str) -> Mapping[str, Callable[[], float]]:
+    """Gauges of the memory of `device` in bytes, by kind: of the whole process for a CPU."""
+    if not device.startswith("cuda"):
+        return {"resident": _resident_bytes}
+    return {
+        "allocated": lambda: float(torch.cuda.memory_allocated(device)),
+        "reserved": lambda: float(torch.cuda.memory_reserved(device)),
+        "total": lambda: float(torch.cuda.mem_get_info(device)[1]),
+    }
+
+
+def _resident_bytes() -> float:
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except (OSError, ValueError, IndexError):  # no Linux
+        return float("nan")
+    return float(pages * os.sysconf("SC_PAGE_SIZE"))
+
+
+def _free_memory() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _warmed(model: ViQ, side: int) -> list[tuple[Any, tuple[int, float]]]:
+    """One forward of each method on a grey square; method, cost and seconds of each."""
+    grey = Patches.of(np.full((side, side, 3), 128, np.uint8))
+    patches, taken = len(grey.rows), list[tuple[Any, tuple[int, float]]]()
+
+    def timed(method: str, launch: Callable[[list[Any]], Launched[Any]], item: object) -> Any:
+        begun = perf_counter()
+        (result,) = launch([item]).results()
+        taken.append((method, (patches, perf_counter() - begun)))
+        return result
+
+    codes = timed("encode", model.launch_encode, grey)
+    timed("embed", model.launch_embed, codes)
+    timed("decode", model.launch_decode, codes)
+    return taken
+
+
+def _failed(error: ViQError, begun: float) -> Answer:
+    return Answer(error, begun, 0.0, 0.0)

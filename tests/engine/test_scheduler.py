@@ -1,0 +1,202 @@
+"""The scheduler as plain data: no device, no thread, the clock a number."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from viq_serving.engine.scheduler import Batch, Entry, Flow, Request, Scheduler, cost_of
+
+ENCODE: Flow = ("encode", "nano")
+EMBED: Flow = ("embed", "nano")
+DECODE: Flow = ("decode", "nano")
+
+
+def entry(patches: int, flow: Flow = EMBED, *, asked: float = 0.0, deadline: float = math.inf) -> Entry:
+    return Entry(flow, patches, Request(asked, deadline))
+
+
+def put(scheduler: Scheduler, *entries: Entry, now: float = 0.0) -> None:
+    for one in entries:
+        scheduler.put(one, now)
+
+
+def batch_of(scheduler: Scheduler, now: float = 0.0) -> Batch:
+    batch = scheduler.next_batch(now)
+    assert batch is not None
+    return batch
+
+
+def test_an_idle_scheduler_has_no_batch() -> None:
+    scheduler = Scheduler(100)
+    assert scheduler.next_batch(0.0) is None
+    assert scheduler.oldest() == math.inf
+
+
+def test_a_batch_is_what_waits_up_to_the_budget_oldest_first() -> None:
+    scheduler, entries = Scheduler(100), [entry(40), entry(40), entry(40)]
+    put(scheduler, *entries)
+    assert batch_of(scheduler).entries == entries[:2]
+    assert batch_of(scheduler).entries == entries[2:]
+    assert scheduler.next_batch(0.0) is None
+
+
+def test_small_work_fills_what_a_large_one_behind_the_oldest_leaves_free() -> None:
+    scheduler = Scheduler(100)
+    oldest, large, small = entry(60), entry(90), entry(30)
+    put(scheduler, oldest, large, small)
+    assert batch_of(scheduler).entries == [oldest, small]
+    assert batch_of(scheduler).entries == [large]
+
+
+def test_work_over_the_budget_runs_alone_and_does_not_block() -> None:
+    scheduler = Scheduler(100)
+    before, huge, after = entry(10), entry(1000), entry(10)
+    put(scheduler, before, huge, after)
+    assert [batch_of(scheduler).entries for _ in range(2)] == [[before, after], [huge]]
+
+
+def test_large_work_is_passed_by_only_until_it_is_the_oldest() -> None:
+    scheduler, large = Scheduler(100), entry(90)
+    put(scheduler, entry(50), large)
+    for _ in range(3):
+        put(scheduler, entry(50))
+    batch_of(scheduler)
+    assert batch_of(scheduler).entries == [large]
+
+
+def test_the_budget_counts_attention_not_only_patches() -> None:
+    """Two images of 4,096 patches cost more than 32 of 256, as attention grows with the square."""
+    budget = 2 * 4096
+    large, small = Scheduler(budget), Scheduler(budget)
+    put(large, *(entry(4096, ENCODE) for _ in range(2)))
+    put(small, *(entry(256, ENCODE) for _ in range(32)))
+    assert len(batch_of(large).entries) == 1
+    assert len(batch_of(small).entries) == budget // cost_of("encode", 256)
+
+
+def test_a_batch_is_of_one_operation_and_one_size() -> None:
+    scheduler = Scheduler(100)
+    flows: list[Flow] = [ENCODE, DECODE, ("encode", "16k"), EMBED]
+    put(scheduler, *(entry(1, flow) for flow in flows))
+    assert sorted(batch_of(scheduler).flow for _ in flows) == sorted(flows)
+
+
+def run(scheduler: Scheduler, seconds: dict[Flow, float], rounds: int) -> dict[Flow, float]:
+    """Device time that each flow got in so many batches of these lengths, each flow having endless work."""
+    used = dict.fromkeys(seconds, 0.0)
+    for flow in seconds:
+        put(scheduler, *(entry(100, flow) for _ in range(rounds)))
+    for _ in range(rounds):
+        batch = batch_of(scheduler)
+        used[batch.flow] += seconds[batch.flow]
+        scheduler.computed(batch, seconds[batch.flow])
+    return used
+
+
+def test_operations_share_the_device_by_time_not_by_turns() -> None:
+    used = run(Scheduler(100), {ENCODE: 0.05, EMBED: 0.001, DECODE: 1.0}, 3000)
+    assert max(used.values()) - min(used.values()) <= 1.0
+
+
+def test_an_operation_that_was_idle_gets_no_arrears() -> None:
+    scheduler = Scheduler(100)
+    run(scheduler, {DECODE: 1.0}, 50)
+    put(scheduler, *(entry(100, DECODE) for _ in range(10)), *(entry(100, ENCODE) for _ in range(10)))
+    order = []
+    for _ in range(8):
+        batch = batch_of(scheduler)
+        order.append(batch.flow)
+        scheduler.computed(batch, 1.0)
+    assert order.count(ENCODE) == order.count(DECODE) == 4
+
+
+def test_withdrawn_work_is_in_no_batch_and_no_count() -> None:
+    scheduler, gone, kept = Scheduler(100), entry(10), entry(20)
+    put(scheduler, gone, kept)
+    scheduler.withdraw(gone)
+    scheduler.withdraw(gone)
+    assert (scheduler.entries, scheduler.patches) == (1, 20)
+    assert batch_of(scheduler).entries == [kept]
+    assert (scheduler.entries, scheduler.patches) == (0, 0)
+
+
+def test_work_past_its_deadline_is_handed_back_and_its_neighbours_are_computed() -> None:
+    scheduler, late, kept = Scheduler(100), entry(10, deadline=5.0), entry(20, deadline=7.0)
+    put(scheduler, late, kept)
+    batch = batch_of(scheduler, now=6.0)
+    assert (batch.entries, batch.too_late) == ([kept], [late])
+
+
+def test_work_that_cannot_finish_before_its_deadline_is_not_begun() -> None:
+    scheduler = Scheduler(100)
+    for _ in range(3):
+        scheduler.learn(EMBED, 10, 2.0)
+    hopeless, feasible = entry(10, deadline=1.0), entry(10, deadline=3.0)
+    put(scheduler, hopeless, feasible)
+    batch = batch_of(scheduler)
+    assert (batch.entries, batch.too_late) == ([feasible], [hopeless])
+
+
+def test_a_request_that_waited_too_long_is_handed_back_unless_it_has_begun() -> None:
+    scheduler = Scheduler(10, max_age_s=4.0)
+    begun = Request(0.0)
+    first, second, old = Entry(EMBED, 10, begun), Entry(EMBED, 10, begun), entry(10, asked=0.0)
+    put(scheduler, first, second, old)
+    assert batch_of(scheduler, now=1.0).entries == [first]
+    assert batch_of(scheduler, now=5.0).entries == [second]
+    batch = batch_of(scheduler, now=5.0)
+    assert (batch.entries, batch.too_old) == ([], [old])
+
+
+def test_the_oldest_waiting_is_told() -> None:
+    scheduler, first = Scheduler(100), entry(1)
+    scheduler.put(first, 3.0)
+    scheduler.put(entry(1, DECODE), 2.0)
+    assert scheduler.oldest() == 2.0
+    scheduler.withdraw(first)
+    assert scheduler.oldest() == 2.0
+
+
+def test_clearing_gives_back_all_that_waits() -> None:
+    scheduler, entries = Scheduler(100), [entry(1), entry(2, DECODE)]
+    put(scheduler, *entries)
+    assert scheduler.clear() == entries
+    assert (scheduler.entries, scheduler.patches, scheduler.next_batch(0.0)) == (0, 0, None)
+
+
+works = st.lists(
+    st.tuples(st.sampled_from([ENCODE, EMBED, DECODE]), st.integers(1, 300), st.booleans()), min_size=1, max_size=60
+)
+
+
+@given(works, st.integers(1, 400))
+def test_all_work_comes_out_once_and_no_batch_is_over_budget_unless_alone(
+    work: list[tuple[Flow, int, bool]], budget: int
+) -> None:
+    scheduler = Scheduler(budget)
+    entries = [entry(patches, flow) for flow, patches, _ in work]
+    put(scheduler, *entries)
+    kept = []
+    for one, (_, _, withdrawn) in zip(entries, work, strict=True):
+        if withdrawn:
+            scheduler.withdraw(one)
+        else:
+            kept.append(one)
+    seen: list[Entry] = []
+    while (batch := scheduler.next_batch(0.0)) is not None:
+        assert batch.entries
+        assert batch.cost <= budget or len(batch.entries) == 1
+        assert {one.flow for one in batch.entries} == {batch.flow}
+        seen += batch.entries
+        scheduler.computed(batch, 0.01 * batch.cost)
+    assert sorted(map(id, seen)) == sorted(map(id, kept))
+    assert (scheduler.entries, scheduler.patches) == (0, 0)
+
+
+@pytest.mark.parametrize("flow", [ENCODE, DECODE, EMBED])
+def test_cost_is_known_from_patches_alone(flow: Flow) -> None:
+    assert entry(1000, flow).cost == (1000 if flow == EMBED else 1093)
