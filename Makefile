@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 LOCK := requirements.lock
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help install dev system-packages test check format proto serve lock golden bench clean
+.PHONY: help install dev system-packages test check format proto proto-baseline serve lock golden bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -40,15 +40,29 @@ system-packages:  # curl, which a test drives; only as root on Debian, elsewhere
 test: dev system-packages  ## all tests (ARGS="-k codes")
 	$(BIN)/python -m pytest $(ARGS)
 
-check: dev  ## lint, formatting, types, import layers
+check: dev  ## lint, formatting, types, import layers, interfaces and the code made from them
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/buf lint
+	$(BIN)/buf breaking --against $(BASELINE)
+	rm -rf build/proto && mkdir -p build/proto
+	$(call GENERATE,build/proto)
+	diff -r -x __init__.py -x __pycache__ build/proto/viq_serving/pb service/viq_serving/pb \
+	  || { echo 'service/viq_serving/pb is not what proto/ makes: run make proto'; exit 1; }
+
+# Into the folder $(1), which then holds viq_serving/pb.
+GENERATE = $(BIN)/python -m grpc_tools.protoc -I proto --python_out=$(1) --pyi_out=$(1) --grpc_python_out=$(1) \
+  proto/viq_serving/pb/*.proto
 
 proto: dev  ## generate service/viq_serving/pb from proto/
-	$(BIN)/python -m grpc_tools.protoc -I proto --python_out=service --pyi_out=service --grpc_python_out=service \
-	  proto/viq_serving/pb/*.proto
+	$(call GENERATE,service)
+
+# What `make check` holds the interfaces against: renewed when a version is released, or for what was never in one.
+BASELINE := proto/baseline.binpb
+proto-baseline: dev  ## take the interfaces as they are for what later ones must not break
+	$(BIN)/buf build --exclude-source-info --output $(BASELINE)
 
 format: dev  ## format and fix what can be fixed
 	$(BIN)/ruff format

@@ -39,6 +39,7 @@ def run(settings: Settings) -> int:
     The exit code is 0 after a clean drain, 3 if weights, a port or the device are unusable.
     """
     configure(settings.log_level, settings.log_format)
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)  # it tells of starting and stopping, as we do
     service = Service(settings)
     with asyncio.Runner(loop_factory=_new_loop) as runner:
         code = runner.run(service.serve(_announce))

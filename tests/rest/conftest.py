@@ -17,6 +17,8 @@ from PIL import Image
 
 from viq import Codes
 from viq_serving.app import Service
+from viq_serving.doors import Addresses
+from viq_serving.engine.engine import EngineLimits
 from viq_serving.images import ImageLimits
 from viq_serving.metrics import Metrics
 from viq_serving.rest.envelope import Envelope
@@ -26,14 +28,14 @@ from viq_serving.tokenizer import Tokenizer
 
 Serve = Callable[..., AbstractContextManager[httpx.Client]]
 MakeApp = Callable[[Tokenizer, Metrics], Awaitable[Envelope]]
-ServeApp = Callable[[MakeApp], AbstractContextManager[httpx.Client]]
+ServeApp = Callable[..., AbstractContextManager[httpx.Client]]
 MakeImage = Callable[..., bytes]
 
 
 @contextmanager
 def _serving(**flags: object) -> Iterator[httpx.Client]:
     service = Service(Settings.load({"http_port": 0, "grpc_port": 0, "drain_delay": 0.0, **flags}))
-    addresses: queue.Queue[str] = queue.Queue()
+    addresses: queue.Queue[Addresses] = queue.Queue()
     codes: queue.Queue[int] = queue.Queue()
 
     def live() -> None:
@@ -42,7 +44,7 @@ def _serving(**flags: object) -> Iterator[httpx.Client]:
     thread = threading.Thread(target=live, name="server")
     thread.start()
     try:
-        with httpx.Client(base_url=addresses.get(timeout=60), timeout=60) as client:
+        with httpx.Client(base_url=f"http://{addresses.get(timeout=60).http}", timeout=60) as client:
             while client.get("/readyz").status_code != 200:
                 pass
             yield client
@@ -59,13 +61,13 @@ def serve() -> Serve:
 
 
 @contextmanager
-def _serving_app(make_app: MakeApp) -> Iterator[httpx.Client]:
+def _serving_app(make_app: MakeApp, limits: EngineLimits = EngineLimits()) -> Iterator[httpx.Client]:
     addresses: queue.Queue[str] = queue.Queue()
     stops: queue.Queue[Callable[[], None]] = queue.Queue()
 
     async def live() -> None:
         metrics = Metrics("test")
-        tokenizer = Tokenizer(ImageLimits(), 64, metrics)
+        tokenizer = Tokenizer(ImageLimits(), 64, metrics, limits)
         server = create_server(await make_app(tokenizer, metrics))
         listener = socket.create_server(("127.0.0.1", 0))
         stops.put(lambda: setattr(server, "should_exit", True))

@@ -39,6 +39,9 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(settings.masked(), indent=2))
         return DONE
     require("torch", "safetensors", "fastapi", "uvicorn", "httptools", "prometheus_client")
+    from viq_serving.openmp import sleep_when_idle
+
+    sleep_when_idle()
     from viq_serving.app import run as serve
 
     return serve(settings)

@@ -18,8 +18,14 @@ _SURE = 0.9  # of an expectation: work is refused for its deadline only if the d
 class Admission:
     """Patches and cost of what is admitted and not yet answered, held against the limits of the queue."""
 
-    def __init__(self, max_patches: int, max_age_s: float, expected_s: Callable[[Flow, float], float]) -> None:
-        self.max_patches, self.max_age_s = max_patches, max_age_s
+    def __init__(
+        self,
+        max_patches: int,
+        max_age_s: float,
+        expected_s: Callable[[Flow, float], float],
+        batch_cost: Callable[[], float],
+    ) -> None:
+        self.max_patches, self.max_age_s, self._batch_cost = max_patches, max_age_s, batch_cost
         self.patches = 0
         self._expected_s = expected_s
         self._costs: dict[Flow, float] = {}
@@ -56,10 +62,13 @@ class Admission:
                 f"{self.patches} patches are waiting and {patches} more asked for, the limit is {self.max_patches}",
                 hint_s,
             )
-        if wait_s > self.max_age_s:
+        # The last batch before it is as likely to begin late as early, and it will itself be computed in company.
+        company_s = sum(self._expected_s(flow, self._batch_cost()) for flow in costs)
+        room_s = max(self.max_age_s - company_s, self.max_age_s / 2)
+        if wait_s > room_s:
             raise Overloaded(
-                f"expected to wait {wait_s:.1f} s for the device, the limit is {self.max_age_s:g} s",
-                self.hint_s(wait_s - self.max_age_s),
+                f"expected to wait {wait_s + company_s:.1f} s for the device, the limit is {self.max_age_s:g} s",
+                self.hint_s(wait_s - room_s),
             )
         ahead = {flow: self._costs.get(flow, 0.0) + cost for flow, cost in costs.items()}
         needed_s = _SURE * sum(self._expected_s(flow, cost) for flow, cost in ahead.items())

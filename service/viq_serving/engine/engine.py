@@ -29,8 +29,8 @@ T = TypeVar("T")
 
 log = logging.getLogger("viq.engine")
 
-CPU_BATCH, CUDA_BATCH = 2048, 16_384
-"""Patches of a batch unless set: on a CPU more gain nothing and only make others wait."""
+CPU_BATCH, CUDA_BATCH = 1024, 16_384
+"""Patches of a batch unless set. On a CPU more gain nothing: activations leave the cache, and others wait."""
 
 _WATCH_EVERY_S = 1.0
 
@@ -60,7 +60,9 @@ class Engine:
     def __init__(self, metrics: Metrics, limits: EngineLimits) -> None:
         self._metrics, self._limits = metrics, limits
         self._scheduler = Scheduler(limits.batch_patches or CPU_BATCH, limits.max_age_s)
-        self.admission = Admission(limits.max_patches, limits.max_age_s, self._expected_s)
+        self.admission = Admission(
+            limits.max_patches, limits.max_age_s, self._expected_s, lambda: self._scheduler.batch_cost
+        )
         self.worker = Worker(self)
         self.lost_because: str | None = None
         self._changed = threading.Condition()

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("viq.engine")
 
-_PROBE_SIDE, _WARM_UP_SIDES = 32, (32, 128)  # pixels
+_PROBE_SIDE, _WARM_UP_SIDES, _WARM_UPS = 32, (32, 128), 3  # pixels, pixels, rounds
 
 
 @dataclass(frozen=True)
@@ -80,20 +80,23 @@ class Worker:
         self._landed = 0.0  # when the last batch did: the next one had the device from then on
 
     def load(self, load: Callable[[], Sequence[ViQ]]) -> list[tuple[Flow, int, float]]:
-        """Run `load`, warm what it gives with forwards of each method, keep it; what each forward took comes back.
+        """Run `load`, warm what it gives with forwards of each method, keep it; what they took at best comes back.
 
-        A batch has a price and a patch has one: two sizes tell them apart.
+        A batch has a price and a patch has one: two sizes tell them apart. At best, because the first forward of
+        all is never a typical one, and because too much expected would turn callers away for nothing.
         """
-        models, learned = load(), list[tuple[Flow, int, float]]()
+        models, best = load(), dict[tuple[Flow, int], float]()
         for model in models:
             if model.untrained:
                 log.warning("size %s is untrained: its codes mean nothing yet", model.size)
-            for side in (_WARM_UP_SIDES[0], *_WARM_UP_SIDES):  # the first forward of all is never a typical one
-                learned += [((method, model.size), *taken) for method, taken in _warmed(model, side)]
+            for side in _WARM_UP_SIDES * _WARM_UPS:
+                for method, (cost, seconds) in _warmed(model, side):
+                    key = ((method, model.size), cost)
+                    best[key] = min(seconds, best.get(key, seconds))
         self.models = {model.size: model for model in models}
         # On a CPU a launch returns when all is computed: a second one ahead would only keep the first one's answers.
         self._ahead = 2 if any(model.device.startswith("cuda") for model in models) else 1
-        return learned
+        return [(flow, cost, seconds) for (flow, cost), seconds in best.items()]
 
     def start(self) -> None:
         """Begin to take batches."""

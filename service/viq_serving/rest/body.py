@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 import json
 from dataclasses import dataclass
+from time import monotonic
 from typing import Generic, NoReturn, TypeVar
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
 
-from viq_serving.errors import DeadlineExceeded, InvalidInput, Malformed, TooLarge, UnsupportedMediaType
+from viq_serving.errors import DeadlineExceeded, InvalidInput, Malformed, TooLarge
+from viq_serving.rest.claim import Claim
+from viq_serving.rest.unpacking import Unpacker
 
 PART = "image"
 """The only name a multipart part may have."""
@@ -28,29 +32,45 @@ class Item(Generic[V]):
     name: str | None = None
 
 
-async def read_body(request: Request, max_bytes: int, timeout_s: float) -> bytes:
-    """The whole body.
+async def read_body(request: Request, max_bytes: int, timeout_s: float, deadline: float, claim: Claim) -> bytes:
+    """The whole body, unpacked if it came packed, and held by `claim`.
 
-    Raises `TooLarge` as soon as its length is known or counted to be over `max_bytes`, `DeadlineExceeded` if
-    it is not there within `timeout_s`, `Malformed` if the connection ends before the body does.
+    Raises `TooLarge` as soon as its length is known or counted to be over `max_bytes`, `Overloaded` if there is no
+    room for it beside other bodies, `DeadlineExceeded` if it is not there within `timeout_s` or by `deadline`,
+    `Malformed` if the connection ends before the body does or it cannot be unpacked.
     """
-    encoding = request.headers.get("content-encoding", "identity").lower()
-    if encoding != "identity":
-        raise UnsupportedMediaType(f"body is encoded as {encoding}, only plain bodies are taken")
+    encoding = request.headers.get("content-encoding", "").strip().lower()
+    unpacker = None if encoding in ("", "identity") else Unpacker("gzip" if encoding == "x-gzip" else encoding)
     claimed = int(request.headers.get("content-length", "0"))
     if claimed > max_bytes:
         raise TooLarge(f"body of {claimed} bytes, the limit is {max_bytes}")
-    body = bytearray()
+    claim.cover(claimed)
+    body, came = bytearray(), 0
+
+    def add(piece: bytes) -> None:
+        if max(came, len(body) + len(piece)) > max_bytes:
+            raise TooLarge(f"body of more than {max_bytes} bytes, which is the limit")
+        claim.cover(len(body) + len(piece))
+        body.extend(piece)
+
+    left_s = deadline - monotonic()
     try:
-        async with asyncio.timeout(timeout_s):
+        async with asyncio.timeout(min(timeout_s, left_s)):
             async for chunk in request.stream():
-                body += chunk
-                if len(body) > max_bytes:
-                    raise TooLarge(f"body of more than {max_bytes} bytes, which is the limit")
+                came += len(chunk)
+                if unpacker is None:
+                    add(chunk)
+                    continue
+                while piece := await run_in_threadpool(unpacker.piece, chunk):
+                    add(piece)
+                    chunk = b""  # it has been taken
     except TimeoutError:
-        raise DeadlineExceeded(f"{len(body)} bytes of body after {timeout_s:g} s, which is the limit") from None
+        over = f"after {timeout_s:g} s, which is the limit" if timeout_s <= left_s else "when the deadline passed"
+        raise DeadlineExceeded(f"{came} bytes of body {over}") from None
     except ClientDisconnect:
-        raise Malformed(f"connection ended after {len(body)} bytes of body") from None
+        raise Malformed(f"connection ended after {came} bytes of body") from None
+    if unpacker is not None:
+        unpacker.close()
     return bytes(body)
 
 

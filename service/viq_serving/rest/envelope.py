@@ -1,4 +1,4 @@
-"""The outermost layer of the HTTP door: request ids, headers of every reply, the last resort, the count."""
+"""The outermost layer of the HTTP door: keys, request ids, headers of every reply, the last resort, the count."""
 
 from __future__ import annotations
 
@@ -6,92 +6,93 @@ import asyncio
 import logging
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
+from viq_serving.errors import NotReady, ViQError
 from viq_serving.exchange import Exchange
+from viq_serving.keys import Keys
 from viq_serving.metrics import Metrics
-from viq_serving.rest.errors import error_response
+from viq_serving.rest.claim import Claim
+from viq_serving.rest.errors import error_response, log_fields
+from viq_serving.rest.exchange import door_of, method_of
+from viq_serving.rest.wire import Wire
+from viq_serving.settings import Settings
 from viq_serving.tokenizer import Tokenizer
 
 log = logging.getLogger("viq.rest")
 
-_LINGER_S = 2.0
-_COUNTED = {f"/v1/{method}": method for method in ("encode", "decode", "embed", "plan", "models")}
+SURPLUS = "surplus"
+"""In the state of a request whose connection is over the limit: only probes are answered on it."""
+
+SAFE = {"X-Content-Type-Options": "nosniff"}
+"""What every reply says to browsers: its type is meant."""
+
+OPEN = ("/livez", "/readyz", "/startupz")
+"""The paths that need no key, and those below `OIP_OPEN`."""
+
+OIP_OPEN = "/v2/health/"
 
 
 class Envelope:
     """Wraps the app so that every reply, also one that the framework or a bug made, has our headers and shape."""
 
-    def __init__(self, app: ASGIApp, tokenizer: Tokenizer, metrics: Metrics) -> None:
+    def __init__(
+        self, app: ASGIApp, tokenizer: Tokenizer, metrics: Metrics, settings: Settings, keys: Keys | None = None
+    ) -> None:
         self._app, self._tokenizer, self._metrics = app, tokenizer, metrics
+        self.settings = settings
+        self._keys = keys if keys is not None else Keys(settings)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request (the ASGI entry)."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        exchange = Exchange.begin("http", Headers(scope=scope).get("x-request-id"))
-        if scope["path"].startswith("/v1/"):
-            exchange.method = _COUNTED.get(scope["path"], "unknown")
-        scope.setdefault("state", {})["exchange"] = exchange
-        wire = _Wire(scope, receive, send, exchange, self)
+        path, headers = scope["path"], Headers(scope=scope)
+        exchange, claim = Exchange.begin(door_of(path), headers.get("x-request-id")), Claim(self._tokenizer.bodies)
+        exchange.method = method_of(path)
+        state = scope.setdefault("state", {})
+        state["exchange"], state["claim"] = exchange, claim
+        wire = Wire(scope, receive, send, lambda reply: self._dress(reply, exchange))
         # The server sends no body in answer to HEAD; for the app it is a GET.
         asked = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
         try:
+            self._admit(path, headers, surplus=SURPLUS in state)
             await self._app(asked, wire.receive, wire.send)
+        except asyncio.CancelledError:
+            exchange.outcome = "cancelled"
+            if not wire.departed or wire.uncancelled() > 0:  # somebody else's cancellation goes on
+                raise
         except Exception as error:
-            log.exception("request %s failed", exchange.request_id)
             exchange.outcome = "internal"
+            if not isinstance(error, ViQError):
+                log.exception("request %s failed", exchange.request_id, extra=log_fields(exchange))
             if not wire.started:
-                await error_response(error, exchange)(scope, wire.receive, wire.send)
+                await error_response(error, exchange)(asked, wire.receive, wire.send)
         finally:
+            wire.close()
+            claim.release()
             exchange.close(self._metrics)
 
     def headers(self, exchange: Exchange) -> dict[str, str]:
-        """What every reply carries: request id, fingerprint once a model is loaded, and that its type is meant."""
+        """What every reply carries: request id, and the fingerprint once a model is loaded."""
         loaded = self._tokenizer.models()
         model = exchange.model or (loaded[0] if loaded else None)
         fingerprint = {} if model is None else {"ViQ-Fingerprint": model.fingerprint}
-        return {"X-Request-ID": exchange.request_id, "X-Content-Type-Options": "nosniff", **fingerprint}
+        return {"X-Request-ID": exchange.request_id, **SAFE, **fingerprint}
 
+    def _dress(self, reply: MutableHeaders, exchange: Exchange) -> None:
+        for name, value in self.headers(exchange).items():
+            reply.setdefault(name, value)
+        if "etag" not in reply:
+            reply.setdefault("Cache-Control", "no-store")
+        else:  # to be asked for again each time, and with keys on by its owner alone
+            reply.setdefault("Cache-Control", "private, no-cache" if self._keys.on else "no-cache")
 
-class _Wire:
-    """The two directions of one request. A reply before the whole body has come ends the connection gently.
-
-    Closing at once would make the kernel send a reset, and the client, still sending, would lose the reply.
-    So the reply goes out whole, what still comes is thrown away for a moment, then the connection ends.
-    """
-
-    def __init__(self, scope: Scope, receive: Receive, send: Send, exchange: Exchange, envelope: Envelope) -> None:
-        self._receive, self._send, self._exchange, self._envelope = receive, send, exchange, envelope
-        headers = Headers(scope=scope)
-        self._body_left = headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
-        self.started = False
-
-    async def receive(self) -> Message:
-        message = await self._receive()
-        if message["type"] == "http.disconnect" or not message.get("more_body", False):
-            self._body_left = False
-        return message
-
-    async def send(self, message: Message) -> None:
-        if message["type"] == "http.response.start":
-            self.started = True
-            headers = MutableHeaders(scope=message)
-            for name, value in self._envelope.headers(self._exchange).items():
-                headers.setdefault(name, value)
-            if self._body_left:
-                headers["Connection"] = "close"
-        elif self._body_left and not message.get("more_body", False):
-            await self._send({**message, "more_body": True})
-            await self._linger()
-            message = {"type": "http.response.body", "body": b"", "more_body": False}
-        await self._send(message)
-
-    async def _linger(self) -> None:
-        try:
-            async with asyncio.timeout(_LINGER_S):
-                while self._body_left:
-                    await self.receive()
-        except TimeoutError:
-            self._body_left = False
+    def _admit(self, path: str, headers: Headers, *, surplus: bool) -> None:
+        """Refuse who may not ask, before a byte of the body is read. Probes may always."""
+        if path in OPEN or path.startswith(OIP_OPEN):
+            return
+        if surplus:
+            raise NotReady(f"{self.settings.max_connections} connections are open, which is the limit")
+        self._keys.check(headers.get("authorization"))

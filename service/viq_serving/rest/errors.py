@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Mapping
 
 from fastapi.exceptions import RequestValidationError
@@ -11,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from viq_serving.errors import InvalidInput, Malformed, MethodNotAllowed, NotFound, ViQError
+from viq_serving.errors import InvalidInput, Malformed, MethodNotAllowed, NotFound, Overloaded, ViQError
 from viq_serving.exchange import Exchange
 from viq_serving.rest.exchange import exchange_of
 from viq_serving.rest.schemas import problems
@@ -36,7 +37,8 @@ STATUS = {
 }
 """HTTP status of each error code; any other error is 500 `internal`."""
 
-_RETRY_AFTER_S = {"not_ready": "1"}
+_HEADERS = {"not_ready": {"Retry-After": "1"}, "unauthenticated": {"WWW-Authenticate": "Bearer"}}
+_MAX_RETRY_S = 3600.0
 _MAX_MESSAGE = 1000  # characters: messages quote what the caller sent, which may be megabytes
 
 
@@ -56,19 +58,41 @@ def error_body(error: Exception, exchange: Exchange) -> dict[str, object]:
     """The body of an error reply, and the mark on the exchange that it ended so."""
     fields = error_fields(error)
     exchange.outcome = fields["code"]
+    if exchange.door == "oip_http":  # the Open Inference Protocol has a shape of its own
+        return {"error": fields["message"]}
     return {"error": {**fields, "request_id": exchange.request_id}}
+
+
+def error_headers(error: Exception) -> dict[str, str]:
+    """What a caller is told in headers beside the error: when to come again, what to show."""
+    if isinstance(error, Overloaded):
+        wait = min(max(error.retry_after_s, 0.001), _MAX_RETRY_S)
+        return {"Retry-After": str(math.ceil(wait)), "Retry-After-Ms": str(math.ceil(1000 * wait))}
+    return dict(_HEADERS.get(error_fields(error)["code"], {}))
+
+
+def log_fields(exchange: Exchange) -> dict[str, dict[str, str]]:
+    """The `extra` of a log line about `exchange`."""
+    return {"fields": {"request_id": exchange.request_id, "door": exchange.door, "method": exchange.method}}
 
 
 def error_response(error: Exception, exchange: Exchange, headers: Mapping[str, str] | None = None) -> Response:
     """The reply for `error`."""
     body, status = error_body(error, exchange), status_of(error)
     # Probes ask many times a second while a service loads or drains.
-    level = logging.DEBUG if exchange.outcome == "not_ready" else logging.INFO
-    log.log(level, "request %s: %d %s: %r", exchange.request_id, status, exchange.outcome, _cut(str(error)))
-    extra = dict(headers or {})
-    if exchange.outcome in _RETRY_AFTER_S:
-        extra["Retry-After"] = _RETRY_AFTER_S[exchange.outcome]
-    return Response(json.dumps(body), status, extra, "application/json")
+    level = logging.ERROR if status == 500 else logging.DEBUG if exchange.outcome == "not_ready" else logging.INFO
+    detail = _cut(str(error)) if status != 500 else type(error).__name__
+    log.log(
+        level,
+        "request %s: %d %s: %r",
+        exchange.request_id,
+        status,
+        exchange.outcome,
+        detail,
+        exc_info=error.__cause__ if status == 500 else None,
+        extra=log_fields(exchange),
+    )
+    return Response(json.dumps(body), status, {**(headers or {}), **error_headers(error)}, "application/json")
 
 
 async def on_error(request: Request, error: Exception) -> Response:

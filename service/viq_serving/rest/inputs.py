@@ -12,7 +12,8 @@ from viq_serving.errors import UnsupportedMediaType, ViQError
 from viq_serving.metrics import Metrics
 from viq_serving.rest.body import Item, media_type, parse_json, parse_multipart, read_body
 from viq_serving.rest.codes_body import codes_of_json, codes_of_raw
-from viq_serving.rest.exchange import exchange_of
+from viq_serving.rest.exchange import claim_of, exchange_of
+from viq_serving.rest.terms import EXPECT, terms_of
 from viq_serving.settings import Settings
 from viq_serving.tokenizer import Tokenizer
 from viq_serving.types import ModelInfo
@@ -40,15 +41,16 @@ def metrics_of(request: Request) -> Metrics:
 
 def pick(request: Request, size: str | None) -> ModelInfo:
     """The model that answers `request`, held against its `ViQ-Expect-Fingerprint` and noted for the reply's headers."""
-    model = tokenizer_of(request).model(size, request.headers.get("viq-expect-fingerprint"))
+    model = tokenizer_of(request).model(size, request.headers.get(EXPECT))
     exchange_of(request).model = model
     return model
 
 
 async def body_of(request: Request) -> bytes:
-    """The whole body, within the limits of the settings."""
-    settings = settings_of(request)
-    return await read_body(request, settings.max_body_bytes, settings.body_read_timeout_s)
+    """The whole body, unpacked, within the limits of the settings and the caller's own terms."""
+    settings, claim = settings_of(request), claim_of(request)
+    max_bytes = min(settings.max_body_bytes, claim.limit)
+    return await read_body(request, max_bytes, settings.body_read_timeout_s, terms_of(request).deadline, claim)
 
 
 async def json_of(request: Request) -> dict[str, object]:

@@ -15,10 +15,10 @@ import numpy.typing as npt
 from starlette.responses import Response
 
 from viq.codes import Codes
-from viq_serving.errors import InvalidInput, ViQError
+from viq_serving.errors import Internal, InvalidInput, Overloaded, ViQError
 from viq_serving.exchange import Exchange
 from viq_serving.rest.body import Item
-from viq_serving.rest.errors import error_body, error_fields, status_of
+from viq_serving.rest.errors import error_body, error_fields, error_headers, status_of
 from viq_serving.types import Features, ModelInfo, Picture, PictureFormat, PixelOptions, Plan, Results
 
 T = TypeVar("T")
@@ -142,7 +142,7 @@ def _listed(
         return json_reply(body, headers=headers)
     if len(errors) == 1:
         raise errors[0]
-    return json_reply({**error_body(errors[0], exchange), **body}, status_of(errors[0]))
+    return json_reply({**error_body(errors[0], exchange), **body}, status_of(errors[0]), error_headers(errors[0]))
 
 
 def _good(results: Results[T]) -> list[T]:
@@ -150,7 +150,7 @@ def _good(results: Results[T]) -> list[T]:
     good: list[T] = []
     for index, item in enumerate(results.items):
         if isinstance(item, ViQError):
-            if len(results.items) == 1:
+            if len(results.items) == 1 or isinstance(item, (Internal, Overloaded)):
                 raise item
             raise type(item)(f"item {index}: {item} (a JSON reply answers the others)")
         good.append(item)

@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from viq_serving.errors import InvalidInput, TooLarge
 from viq_serving.rest import replies
-from viq_serving.rest.exchange import exchange_of
+from viq_serving.rest.exchange import exchange_of, noted
 from viq_serving.rest.inputs import codes_of, images_of, inputs_of, json_of, pick, settings_of, size_of, tokenizer_of
 from viq_serving.rest.negotiate import choose
 from viq_serving.rest.replies import JSON, NPY, NPZ, PICTURES, RAW
@@ -27,6 +27,7 @@ from viq_serving.rest.schemas import (
     NoOptions,
     PlanRequest,
 )
+from viq_serving.rest.terms import terms_of
 from viq_serving.types import ImageFile
 
 router = APIRouter(prefix="/v1")
@@ -35,7 +36,7 @@ router = APIRouter(prefix="/v1")
 @router.post("/encode", **ENCODE)
 async def encode(request: Request, query: Annotated[EncodeOptions, Query()]) -> Response:
     """Images in, codes out."""
-    form, model = choose(request, (JSON, RAW, NPZ)), pick(request, query.size)
+    form, model, terms = choose(request, (JSON, RAW, NPZ)), pick(request, query.size), terms_of(request)
     items = await images_of(request)
     if len(items) > 1 and form != JSON:
         raise InvalidInput(f"{form} holds one image, the request has {len(items)}: ask for JSON with ?codes=base64")
@@ -43,7 +44,7 @@ async def encode(request: Request, query: Annotated[EncodeOptions, Query()]) -> 
     if replies.matches(request.headers.get("if-none-match"), tag):
         return replies.not_modified(tag)
     files = [ImageFile(item.value, query.pixels()) for item in items]
-    results = await tokenizer_of(request).encode(files, model)
+    results = await noted(request, len(items), tokenizer_of(request).encode(files, model, terms))
     names, exchange = [item.name for item in items], exchange_of(request)
     return await run_in_threadpool(replies.encoded, results, names, form, query.codes, tag, exchange)
 
@@ -51,24 +52,27 @@ async def encode(request: Request, query: Annotated[EncodeOptions, Query()]) -> 
 @router.post("/decode", **DECODE)
 async def decode(request: Request, query: Annotated[DecodeOptions, Query()]) -> Response:
     """Codes in, pictures out."""
-    accepted = choose(request, ("image/png", JSON, "image/jpeg", "image/webp"))
+    accepted, terms = choose(request, ("image/png", JSON, "image/jpeg", "image/webp")), terms_of(request)
     items = await codes_of(request, query.size)
     model, as_json = pick(request, query.size or size_of(items)), query.format == "json" or len(items) > 1
     picture = "png" if as_json else PICTURES.get(accepted, "png")
     codes, names = [item.value for item in items], [item.name for item in items]
-    results = await tokenizer_of(request).decode(codes, model, picture, query.any_fingerprint)
+    work = tokenizer_of(request).decode(codes, model, picture, query.any_fingerprint, terms)
+    results = await noted(request, len(items), work)
     return await run_in_threadpool(replies.decoded, results, names, as_json, exchange_of(request))
 
 
 @router.post("/embed", **EMBED)
 async def embed(request: Request, query: Annotated[EmbedOptions, Query()]) -> Response:
     """Images or codes in, features out."""
+    terms = terms_of(request)
     items = await inputs_of(request, query.size)
     model = pick(request, query.size or size_of(items))
     form = JSON if query.format else choose(request, (NPY, NPZ, JSON) if len(items) == 1 else (NPZ, JSON))
     names = [item.name for item in items]
     inputs = [ImageFile(one, query.pixels()) if isinstance(one, bytes) else one for one in (i.value for i in items)]
-    results = await tokenizer_of(request).embed(inputs, model, query.dtype, query.any_fingerprint)
+    work = tokenizer_of(request).embed(inputs, model, query.dtype, query.any_fingerprint, terms)
+    results = await noted(request, len(items), work)
     return await run_in_threadpool(replies.embedded, results, names, form, exchange_of(request))
 
 
@@ -76,11 +80,13 @@ async def embed(request: Request, query: Annotated[EmbedOptions, Query()]) -> Re
 async def plan(request: Request, query: Annotated[NoOptions, Query()]) -> Response:
     """What images would take, from their sizes alone."""
     choose(request, (JSON,))
+    terms_of(request)
     asked = PlanRequest.of(await json_of(request))
     limit = settings_of(request).max_images
     if len(asked.images) > limit:
         raise TooLarge(f"{len(asked.images)} images in one request, the limit is {limit}")
     model, tokenizer = pick(request, asked.size), tokenizer_of(request)
+    exchange_of(request).items = len(asked.images)
     return replies.planned(model, [tokenizer.plan(one.height, one.width) for one in asked.images])
 
 
@@ -88,5 +94,6 @@ async def plan(request: Request, query: Annotated[NoOptions, Query()]) -> Respon
 async def models(request: Request, query: Annotated[NoOptions, Query()]) -> Response:
     """The loaded sizes, with the limits of this server."""
     choose(request, (JSON,))
+    terms_of(request)
     pick(request, None)
     return replies.models_listed(tokenizer_of(request).models(), settings_of(request).limits())

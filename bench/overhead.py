@@ -1,0 +1,75 @@
+"""What an otherwise idle server adds to one 64x64 image, by gRPC and by REST, over the same call in-process.
+
+    python bench/overhead.py --out bench/results/overhead.json
+
+In turns of ten calls each: decode and encode in this process, gRPC, REST on a kept connection. The first calls of a
+turn do not count: torch's threads spin on for a while after work and would take the cores from the other process.
+Milliseconds; medians over all that count.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from time import perf_counter
+
+import grpc
+import httpx
+from full_size import machine
+from serving import jpeg, percentile, picture, server
+
+from viq import ViQ
+from viq_serving.images import ImageLimits, decode
+from viq_serving.pb import viq_pb2 as pb
+from viq_serving.pb.viq_pb2_grpc import ViQStub
+
+_IGNORED, _COUNTED = 3, 10  # calls of a turn
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=500)
+    parser.add_argument("--side", type=int, default=64)
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    model, data = ViQ.from_pretrained(), jpeg(picture(args.side, args.side, 0))
+    raw = {"Accept": "application/octet-stream", "Content-Type": "image/jpeg"}
+    with (
+        server() as running,
+        grpc.insecure_channel(running.grpc) as channel,
+        httpx.Client(base_url=f"http://{running.http}", trust_env=False) as client,
+    ):
+        stub, request = ViQStub(channel), pb.EncodeRequest(items=[pb.Item(image=data)])
+        calls: dict[str, Callable[[], object]] = {
+            "in_process": lambda: model.encode_pixels([decode(data, ImageLimits())]),
+            "grpc": lambda: stub.Encode(request),
+            "rest": lambda: client.post("/v1/encode", content=data, headers=raw).raise_for_status(),
+        }
+        seconds: dict[str, list[float]] = {name: [] for name in calls}
+        for _ in range(args.rounds // _COUNTED):
+            for name, call in calls.items():
+                for number in range(_IGNORED + _COUNTED):
+                    begun = perf_counter()
+                    call()
+                    if number >= _IGNORED:
+                        seconds[name].append(perf_counter() - begun)
+    plain = statistics.median(seconds["in_process"])
+    rows = {
+        name: {
+            "p50_ms": round(1000 * statistics.median(taken), 3),
+            "p99_ms": round(1000 * percentile(taken, 0.99), 3),
+            "p50_over_in_process_ms": round(1000 * (statistics.median(taken) - plain), 3),
+        }
+        for name, taken in seconds.items()
+    }
+    result = {"machine": machine(), "side": args.side, "rounds": args.rounds, "calls": rows}
+    print(json.dumps(result, indent=1))
+    if args.out:
+        args.out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""A real gRPC server in a thread, on a port that the system chooses, and channels to it."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from PIL import Image
+
+from viq import ViQ
+from viq_serving.images import ImageLimits
+from viq_serving.keys import Keys
+from viq_serving.metrics import Metrics
+from viq_serving.pb import viq_pb2 as pb
+from viq_serving.pb.viq_pb2_grpc import ViQStub
+from viq_serving.rpc.server import create_server
+from viq_serving.settings import Settings
+from viq_serving.tokenizer import Tokenizer
+
+MakeImage = Callable[..., bytes]
+Change = Callable[[Tokenizer], Any]
+
+
+@dataclass
+class Door:
+    """A server as its callers see it, and what is behind it."""
+
+    port: int
+    loop: asyncio.AbstractEventLoop
+    tokenizer: Tokenizer
+    metrics: Metrics
+    channel: grpc.Channel
+    settings: Settings
+
+    @property
+    def viq(self) -> Any:
+        """The stub of the native service."""
+        return ViQStub(self.channel)
+
+    def dial(self, **options: int) -> grpc.Channel:
+        """A connection of its own."""
+        named = [(f"grpc.{name}", value) for name, value in {"use_local_subchannel_pool": 1, **options}.items()]
+        return grpc.insecure_channel(f"127.0.0.1:{self.port}", options=named)
+
+    def inside(self, work: Callable[..., Any], *arguments: object) -> Any:
+        """What `work` returns on the server's event loop."""
+
+        async def run() -> Any:
+            return work(*arguments)
+
+        return asyncio.run_coroutine_threadsafe(run(), self.loop).result(60)
+
+    def until(self, condition: Callable[[], bool], timeout_s: float = 30.0) -> None:
+        """Wait for what happens here after a reply, or instead of one."""
+        ends, pause = time.monotonic() + timeout_s, threading.Event()
+        while not condition():
+            assert time.monotonic() < ends, "it did not come true in time"
+            pause.wait(0.005)
+
+    def sample(self, name: str, **labels: str) -> float:
+        """A metric's value, 0 if there is none."""
+        return self.metrics.registry.get_sample_value(name, labels) or 0.0
+
+
+Open = Callable[..., AbstractContextManager[Door]]
+
+
+@pytest.fixture(scope="session")
+def model() -> ViQ:
+    """The untrained nano, in-process."""
+    return ViQ.from_pretrained()
+
+
+@pytest.fixture(scope="session")
+def open_door(model: ViQ) -> Open:
+    """Start a server with these flags. `load=False` leaves it loading; `change` is done to the tokenizer before."""
+
+    @contextmanager
+    def opened(*, load: bool = True, change: Change | None = None, **flags: object) -> Iterator[Door]:
+        settings = Settings.load(flags)
+        doors: queue.Queue[Any] = queue.Queue()
+
+        async def live() -> None:
+            metrics, ended = Metrics("test"), asyncio.Event()
+            limits = ImageLimits(settings.max_body_bytes, settings.max_pixels, settings.max_patches)
+            tokenizer = Tokenizer(limits, settings.max_images, metrics)
+            if load:
+                await tokenizer.load(lambda: [model])
+            if change is not None:
+                change(tokenizer)
+            server = create_server(tokenizer, metrics, settings, Keys(settings))
+            port = server.add_insecure_port("127.0.0.1:0")
+            await server.start()
+            doors.put((port, asyncio.get_running_loop(), tokenizer, metrics, ended))
+            await ended.wait()
+            await server.stop(5)
+            tokenizer.close()
+
+        thread = threading.Thread(target=asyncio.run, args=(live(),), name="server")
+        thread.start()
+        port, loop, tokenizer, metrics, ended = doors.get(timeout=60)
+        options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+        try:
+            with grpc.insecure_channel(f"127.0.0.1:{port}", options=options) as channel:
+                yield Door(port, loop, tokenizer, metrics, channel, settings)
+        finally:
+            loop.call_soon_threadsafe(ended.set)
+            thread.join(60)
+
+    return opened
+
+
+@pytest.fixture(scope="module")
+def door(open_door: Open) -> Iterator[Door]:
+    """A server with the default settings."""
+    with open_door() as door:
+        yield door
+
+
+@pytest.fixture(scope="session")
+def make_image() -> MakeImage:
+    """The file of an image of noise."""
+
+    def make(width: int = 40, height: int = 24, format: str = "PNG", seed: int = 0, mode: str = "RGB") -> bytes:
+        channels = {"RGB": 3, "RGBA": 4}[mode]
+        noise = np.random.default_rng(seed).integers(0, 256, (height, width, channels), np.uint8)
+        buffer = io.BytesIO()
+        Image.fromarray(noise, mode).save(buffer, format)
+        return buffer.getvalue()
+
+    return make
+
+
+@pytest.fixture
+def one(make_image: MakeImage) -> pb.EncodeRequest:
+    """A request to encode one good image."""
+    return pb.EncodeRequest(items=[pb.Item(key="one", image=make_image())])
