@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, contextmanager
 import httpx
 import numpy as np
 import pytest
+import uvloop
 from PIL import Image
 
 from viq import Codes
@@ -39,7 +40,8 @@ def _serving(**flags: object) -> Iterator[httpx.Client]:
     codes: queue.Queue[int] = queue.Queue()
 
     def live() -> None:
-        codes.put(asyncio.run(service.serve(addresses.put, own_signals=False)))
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            codes.put(runner.run(service.serve(addresses.put, own_signals=False)))
 
     thread = threading.Thread(target=live, name="server")
     thread.start()
@@ -75,7 +77,11 @@ def _serving_app(make_app: MakeApp, limits: EngineLimits = EngineLimits()) -> It
         await server.serve([listener])
         tokenizer.close()
 
-    thread = threading.Thread(target=lambda: asyncio.run(live()), name="server")
+    def run() -> None:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(live())
+
+    thread = threading.Thread(target=run, name="server")
     thread.start()
     try:
         with httpx.Client(base_url=addresses.get(timeout=60), timeout=60) as client:

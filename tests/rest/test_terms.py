@@ -85,6 +85,11 @@ def dial(client: httpx.Client) -> socket.socket:
     return socket.create_connection((client.base_url.host, client.base_url.port or 0), timeout=20)
 
 
+def rest(wire: socket.socket) -> bytes:
+    """All that comes until the server closes."""
+    return b"".join(iter(lambda: wire.recv(65536), b""))
+
+
 def post(path: str, body: bytes, *headers: str) -> bytes:
     lines = (f"POST {path} HTTP/1.1", "Host: x", f"Content-Length: {len(body)}", *headers, "", "")
     return "\r\n".join(lines).encode() + body
@@ -121,7 +126,7 @@ def test_the_time_a_body_takes_to_come_counts(client: httpx.Client, make_image: 
     begun = time.monotonic()
     with dial(client) as wire:
         wire.sendall(post("/v1/encode", make_image(), "ViQ-Timeout-Ms: 200", "Connection: close")[:-5])
-        reply = b"".join(iter(lambda: wire.recv(65536), b""))
+        reply = rest(wire)
     assert reply.startswith(b"HTTP/1.1 504 ")
     assert json.loads(reply.partition(b"\r\n\r\n")[2])["error"]["code"] == "deadline_exceeded"
     assert 0.15 < time.monotonic() - begun < 10
@@ -129,10 +134,12 @@ def test_the_time_a_body_takes_to_come_counts(client: httpx.Client, make_image: 
 
 def test_a_deadline_that_passes_while_the_request_waits_is_504(held: Server, make_image: MakeImage) -> None:
     client, model, _ = held
-    with model.holding(), dial(client) as first:
-        first.sendall(post("/v1/encode", make_image()))
-        assert model.entered.wait(20)
-        reply = client.post("/v1/encode", content=make_image(), headers={"ViQ-Timeout-Ms": "300"})
+    with dial(client) as first:
+        with model.holding():
+            first.sendall(post("/v1/encode", make_image(), "Connection: close"))
+            assert model.entered.wait(20)
+            reply = client.post("/v1/encode", content=make_image(), headers={"ViQ-Timeout-Ms": "300"})
+        assert rest(first).startswith(b"HTTP/1.1 200 ")
     assert (reply.status_code, reply.json()["error"]["code"]) == (504, "deadline_exceeded")
 
 
@@ -157,8 +164,7 @@ def test_a_caller_who_leaves_is_counted_and_its_work_withdrawn(
                 pass
             assert sample(client, "viq_queue_requests") == 0
             assert tokenizer.bodies.held_now == len(make_image(seed=1))
-        reply = b"".join(iter(lambda: first.recv(65536), b""))
-    assert reply.startswith(b"HTTP/1.1 200 ")
+        assert rest(first).startswith(b"HTTP/1.1 200 ")
     assert model.batches == [1]
     assert tokenizer.bodies.held_now == 0
     assert sample(client, series) == before + 1
@@ -169,6 +175,8 @@ def test_a_caller_who_leaves_is_counted_and_its_work_withdrawn(
 
 def test_a_caller_who_leaves_mid_batch_does_not_disturb_its_neighbours(held: Server, make_image: MakeImage) -> None:
     client, model, _ = held
+    series = 'viq_requests_total{door="http",method="encode",outcome="cancelled"'
+    before = sample(client, series)
     with dial(client) as staying, dial(client) as leaving:
         with model.holding():
             leaving.sendall(post("/v1/encode", make_image(seed=1)))
@@ -177,8 +185,9 @@ def test_a_caller_who_leaves_mid_batch_does_not_disturb_its_neighbours(held: Ser
             while sample(client, "viq_queue_requests") < 1:
                 pass
             leaving.close()
-        reply = b"".join(iter(lambda: staying.recv(65536), b""))
-    assert reply.startswith(b"HTTP/1.1 200 ")
+            while sample(client, series) == before:
+                pass
+        assert rest(staying).startswith(b"HTTP/1.1 200 ")
 
 
 def test_a_caller_who_leaves_behind_pipelined_requests_is_noticed(held: Server, make_image: MakeImage) -> None:
@@ -197,20 +206,22 @@ def test_a_caller_who_leaves_behind_pipelined_requests_is_noticed(held: Server, 
 
 def test_a_full_queue_is_429_with_hints_while_probes_stay_well(held: Server, make_image: MakeImage) -> None:
     client, model, _ = held
-    with model.holding(), dial(client) as first:
-        first.sendall(post("/v1/encode", make_image(160, 144), "Connection: close"))
-        assert model.entered.wait(20)
-        for path in ("/v1/encode", "/v1/embed"):
-            reply = client.post(path, content=make_image(160, 144))
-            assert (reply.status_code, reply.json()["error"]["code"]) == (429, "overloaded")
-            seconds, milliseconds = int(reply.headers["Retry-After"]), int(reply.headers["Retry-After-Ms"])
-            assert seconds >= 1
-            assert 1 <= milliseconds <= 1000 * seconds
-        infer = {"Inference-Header-Content-Length": "0"}
-        reply = client.post("/v2/models/viq-encode/infer", content=make_image(160, 144), headers=infer)
-        assert (reply.status_code, list(reply.json())) == (429, ["error"])
-        assert reply.headers["Retry-After"]
-        assert [client.get(path).status_code for path in ("/livez", "/readyz", "/startupz")] == [200, 200, 200]
+    with dial(client) as first:
+        with model.holding():
+            first.sendall(post("/v1/encode", make_image(160, 144), "Connection: close"))
+            assert model.entered.wait(20)
+            for path in ("/v1/encode", "/v1/embed"):
+                reply = client.post(path, content=make_image(160, 144))
+                assert (reply.status_code, reply.json()["error"]["code"]) == (429, "overloaded")
+                seconds, milliseconds = int(reply.headers["Retry-After"]), int(reply.headers["Retry-After-Ms"])
+                assert seconds >= 1
+                assert 1 <= milliseconds <= 1000 * seconds
+            infer = {"Inference-Header-Content-Length": "0"}
+            reply = client.post("/v2/models/viq-encode/infer", content=make_image(160, 144), headers=infer)
+            assert (reply.status_code, list(reply.json())) == (429, ["error"])
+            assert reply.headers["Retry-After"]
+            assert [client.get(path).status_code for path in ("/livez", "/readyz", "/startupz")] == [200, 200, 200]
+        assert rest(first).startswith(b"HTTP/1.1 200 ")
     assert client.post("/v1/encode", content=make_image(16, 16)).status_code == 200
 
 

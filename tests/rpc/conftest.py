@@ -39,7 +39,7 @@ class Door:
     loop: asyncio.AbstractEventLoop
     tokenizer: Tokenizer
     metrics: Metrics
-    channel: grpc.Channel
+    channel: Any
     settings: Settings
 
     @property

@@ -123,6 +123,7 @@ def test_more_requests_than_the_limit_are_refused_at_once_with_a_hint(
         refused = stubs[2].Encode.future(one)
         assert refused.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert dict(refused.trailing_metadata())["grpc-retry-pushback-ms"] == "1000"
+        assert HealthStub(channels[2]).Check(HealthCheckRequest()).status == SERVING
         door.inside(stuck.let_go.set)
         assert all(call.result(timeout=60).results for call in held)
         assert stubs[2].Encode(one).results

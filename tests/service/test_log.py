@@ -9,7 +9,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -123,27 +122,29 @@ def test_libraries_do_not_write_what_passes_through_them_even_at_debug(capsys: p
 
 
 @pytest.fixture(scope="module", params=["json", "text"])
-def lines(request: pytest.FixtureRequest) -> Iterator[list[str]]:
+def lines(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """What a service logs at level debug, in each form, of a session with all sorts of requests."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("VIQ_")}
     command = [str(VIQ), "serve", "--http-port", "0", "--grpc-port", "0", "--drain-delay", "0"]
     flags = ["--log-format", request.param, "--log-level", "debug"]
-    with subprocess.Popen(
-        [*command, *flags],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**environment, "VIQ_API_KEYS": KEY},
-    ) as process:
+    errors = tmp_path_factory.mktemp("log") / "stderr"  # a pipe that nobody reads meanwhile would fill up
+    with (
+        errors.open("wb") as sink,
+        subprocess.Popen(
+            [*command, *flags],
+            stdout=subprocess.PIPE,
+            stderr=sink,
+            text=True,
+            env={**environment, "VIQ_API_KEYS": KEY},
+        ) as process,
+    ):
         assert process.stdout is not None
         try:
-            url = process.stdout.readline().split()[-1]
-            _session(url)
+            _session(process.stdout.readline().split()[-1])
         finally:
             process.terminate()
-        _, errors = process.communicate(timeout=60)
-    assert process.returncode == 0
-    yield errors.splitlines()
+        assert process.wait(60) == 0
+    return errors.read_text("utf-8").splitlines()
 
 
 def _session(url: str) -> None:
@@ -156,19 +157,19 @@ def _session(url: str) -> None:
             pass
         client.headers["Authorization"] = f"Bearer {KEY}"
 
-        def encode(name: str, path: str = "/v1/encode", body: bytes = image.getvalue(), **headers: str) -> int:
-            return client.post(path, content=body, headers={"X-Request-ID": name, **headers}).status_code
+        def encode(
+            name: str, headers: dict[str, str] | None = None, path: str = "/v1/encode", body: bytes = image.getvalue()
+        ) -> int:
+            return client.post(path, content=body, headers={"X-Request-ID": name, **(headers or {})}).status_code
 
-        assert encode("the-good-one", **{"ViQ-Priority": "bulk"}) == 200
+        assert encode("the-good-one", {"ViQ-Priority": "bulk"}) == 200
         files = [("image", image.getvalue()), ("image", b"no image"), ("image", image.getvalue())]
         assert client.post("/v1/encode", files=files, headers={"X-Request-ID": "the-three"}).status_code == 200
         assert encode("the-bad-one", body=MARK.encode() + b"\r\nforged\x1b") == 422
         assert encode("the-forger", path="/v1/encode?size=x%0d%0aforged%1b%c2%85") == 404
         assert encode("the-path", path="/v1/%0d%0aforged%1b%e2%80%a8") == 404
-        assert encode("the-typo", Authorization=f"Bearer {KEY}x") == 401
-        assert (
-            encode("the-part", body=_part("a\x1bforged"), **{"Content-Type": "multipart/form-data; boundary=x"}) == 422
-        )
+        assert encode("the-typo", {"Authorization": f"Bearer {KEY}x"}) == 401
+        assert encode("the-part", {"Content-Type": "multipart/form-data; boundary=x"}, body=_part("a\x1bforged")) == 422
         assert encode("not well formed") == 200
 
 

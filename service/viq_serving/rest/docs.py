@@ -11,6 +11,7 @@ from starlette.responses import Response
 
 from viq import __version__
 from viq_serving.rest.envelope import OIP_OPEN, OPEN
+from viq_serving.rest.schemas import SCHEMAS
 from viq_serving.rest.terms import EXPECT, PRIORITY, TIMEOUT
 
 router = APIRouter()
@@ -65,6 +66,7 @@ async def docs(request: Request) -> Response:
 def _completed(openapi: dict[str, Any]) -> dict[str, Any]:
     """Add what holds for all methods: their headers, and where a key is asked for."""
     components = openapi.setdefault("components", {})
+    components["schemas"] = {**components.get("schemas", {}), **SCHEMAS}
     components["securitySchemes"] = {"key": _KEY}
     components["parameters"] = {name: {"name": name, "in": "header", **about} for name, about in _HEADERS.items()}
     openapi["security"] = [{"key": []}, {}]

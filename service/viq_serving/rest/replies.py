@@ -26,6 +26,8 @@ T = TypeVar("T")
 JSON, RAW, NPY, NPZ = "application/json", "application/octet-stream", "application/x-npy", "application/x-npz"
 PICTURES: dict[str, PictureFormat] = {"image/png": "png", "image/jpeg": "jpeg", "image/webp": "webp"}
 
+_OF_ALL = ("overloaded", "not_ready", "deadline_exceeded")  # refusals of a request, which have no results
+
 Names = Sequence[str | None]
 
 
@@ -140,7 +142,7 @@ def _listed(
     errors = [item for item in results.items if isinstance(item, ViQError)]
     if len(errors) < len(entries):
         return json_reply(body, headers=headers)
-    if len(errors) == 1:
+    if len(errors) == 1 or errors[0].code in _OF_ALL:
         raise errors[0]
     return json_reply({**error_body(errors[0], exchange), **body}, status_of(errors[0]), error_headers(errors[0]))
 

@@ -145,9 +145,13 @@ EMBED = _described(
     _IMAGES | _CODES,
     {"application/x-npy": _BINARY, "application/x-npz": _BINARY, "application/json": _OBJECT},
 )
+_PLAN_SCHEMA = PlanRequest.model_json_schema(ref_template="#/components/schemas/{model}")
+SCHEMAS: dict[str, Any] = _PLAN_SCHEMA.pop("$defs")
+"""Schemas that those of bodies refer to, by name."""
+
 PLAN = _described(
     "What images of given sizes would take; runs nothing",
-    {"application/json": {"schema": PlanRequest.model_json_schema(ref_template="#/components/schemas/{model}")}},
+    {"application/json": {"schema": _PLAN_SCHEMA}},
     {"application/json": _OBJECT},
 )
 MODELS = _described("The loaded sizes and the limits", None, {"application/json": _OBJECT})

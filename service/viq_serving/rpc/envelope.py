@@ -6,11 +6,11 @@ import asyncio
 import logging
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from contextlib import nullcontext
+from typing import Any, TypeAlias
 
 import grpc
 from google.protobuf.message import DecodeError, Message
-from grpc import RpcMethodHandler
 from grpc.aio import AbortError, ServerInterceptor
 
 from viq_serving.allowance import Allowance
@@ -30,6 +30,7 @@ log = logging.getLogger("viq.rpc")
 Unary = Callable[[Any, Call], Awaitable[Message | bytes]]
 Stream = Callable[[Any, Context], AsyncIterator[Message]]
 Parse = Callable[[bytes], Message]
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 Metadata = dict[str, str | bytes]
 Trailers = tuple[tuple[str, str], ...]
 Refusal = tuple[grpc.StatusCode, str, Trailers]
@@ -47,7 +48,7 @@ _ENDING_S = 0.1  # within which the transport ends a call whose message it refus
 _PARTING_S = 1.0  # for a stream to say what it has to once the service stops
 
 
-class Envelope(ServerInterceptor):  # type: ignore[misc]  # not annotated
+class Envelope(ServerInterceptor):
     """Wraps every method so that each reply, also one that a bug made, has our metadata and shape.
 
     Unary methods are taken over whole, reading and parsing included: what can be refused is refused before its
@@ -61,15 +62,15 @@ class Envelope(ServerInterceptor):  # type: ignore[misc]  # not annotated
         self._most_fields = max(_FIELDS, 2 * settings.max_images)
         self._requests = Allowance(settings.grpc_max_concurrent_requests, "gRPC requests")
         self._streams = Allowance(_STREAMS, "gRPC streams")
-        self._handlers: dict[str, RpcMethodHandler] = {}
+        self._handlers: dict[str, Handler] = {}
         self._partings: set[asyncio.Timeout] = set()
         tokenizer.listen(self._told)
 
     async def intercept_service(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[RpcMethodHandler]],
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
         handler_call_details: grpc.HandlerCallDetails,
-    ) -> RpcMethodHandler:
+    ) -> Handler:
         """The method asked for, wrapped; one that there is not is wrapped, too."""
         path = handler_call_details.method
         wrapped = self._handlers.get(path)
@@ -80,7 +81,7 @@ class Envelope(ServerInterceptor):  # type: ignore[misc]  # not annotated
                 self._handlers[path] = wrapped
         return wrapped
 
-    def _wrapped(self, path: str, handler: Any) -> RpcMethodHandler:
+    def _wrapped(self, path: str, handler: Any) -> Handler:
         if handler is None:
             return grpc.stream_unary_rpc_method_handler(self._unary(path, None, None))
         if handler.unary_unary is not None:
@@ -96,8 +97,10 @@ class Envelope(ServerInterceptor):  # type: ignore[misc]  # not annotated
             exchange, metadata = _begin(path, context)
             context.set_trailing_metadata(self._trailers(exchange))
             reply, refusal = b"", None
+            # A server that is full is healthy.
+            room = nullcontext() if path.startswith(_OPEN) else self._requests.held(1)
             try:
-                with self._requests.held(1):
+                with room:
                     self._admit(path, metadata)
                     if method is None or parse is None:
                         raise NotFound(f"no such method: {path}")
