@@ -16,7 +16,7 @@ from viq_serving.doors import Addresses, CannotListen, Doors
 from viq_serving.engine.engine import EngineLimits
 from viq_serving.errors import SettingsError, ViQError
 from viq_serving.images import ImageLimits
-from viq_serving.keys import Keys
+from viq_serving.keys import Keys, warn_if_plaintext
 from viq_serving.log import configure
 from viq_serving.metrics import Metrics
 from viq_serving.settings import Settings
@@ -71,6 +71,7 @@ class Service:
         except SettingsError as error:
             log.error("%s", error)
             return UNUSABLE
+        warn_if_plaintext(keys, settings.host)
         tokenizer = Tokenizer(
             ImageLimits(settings.max_body_bytes, settings.max_pixels, settings.max_patches),
             settings.max_images,
@@ -90,7 +91,7 @@ class Service:
         tokenizer.listen(self._told)
         on_listening(addresses)
         code = await self._live(tokenizer)
-        tokenizer.refuse()
+        tokenizer.stop()
         await doors.close(_FAREWELL_S if self._lost.is_set() else settings.stall_timeout_s)
         if not self.stuck:
             tokenizer.close()
@@ -149,7 +150,10 @@ def _new_loop() -> asyncio.AbstractEventLoop:
 
 def _announce(addresses: Addresses) -> None:
     print(f"viq serves at http://{addresses.http}")
-    print(f"viq serves gRPC at {addresses.grpc}", flush=True)
+    print(f"viq serves gRPC at {addresses.grpc}")
+    if addresses.metrics is not None:
+        print(f"viq serves metrics at http://{addresses.metrics}/metrics")
+    sys.stdout.flush()
 
 
 async def _first(*events: asyncio.Event) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from viq_serving.keys import Keys
 from viq_serving.metrics import Metrics
 from viq_serving.rest.app import create_app
+from viq_serving.rest.metrics_app import create_metrics_server
 from viq_serving.rest.server import Server
 from viq_serving.rest.server import create_server as create_http_server
 from viq_serving.rpc.server import create_server as create_grpc_server
@@ -36,36 +38,38 @@ class Doors:
         self._settings = settings
         self._http = create_http_server(create_app(tokenizer, metrics, settings, keys))
         self._grpc = create_grpc_server(tokenizer, metrics, settings, keys)
-        self._serving: list[asyncio.Task[None]] = []
+        self._metrics = None if settings.metrics_port is None else create_metrics_server(metrics)
+        self._serving: dict[Server, asyncio.Task[None]] = {}
 
     async def open(self) -> Addresses:
         """Listen on every port; raises `CannotListen`."""
-        host = self._settings.host
-        http = _listen(host, self._settings.http_port)
-        try:
-            grpc_port = self._grpc.add_insecure_port(_at(host, self._settings.grpc_port))
-        except RuntimeError as error:
-            http.close()
-            raise CannotListen(f"cannot listen on {host} port {self._settings.grpc_port}: {error}") from None
-        await self._grpc.start()
-        self._serve(self._http, http)
-        name, port = http.getsockname()[:2]
-        return Addresses(_at(name, port), _at(name, grpc_port))
+        settings = self._settings
+        with ExitStack() as listening:  # all or none
+            http = listening.enter_context(_listen(settings.host, settings.http_port))
+            metrics = None
+            if self._metrics is not None and settings.metrics_port is not None:
+                metrics = listening.enter_context(_listen(settings.host, settings.metrics_port))
+            try:
+                grpc_port = self._grpc.add_insecure_port(_at(settings.host, settings.grpc_port))
+            except RuntimeError as error:
+                raise CannotListen(f"cannot listen on {settings.host} port {settings.grpc_port}: {error}") from None
+            await self._grpc.start()
+            listening.pop_all()
+        self._serving[self._http] = asyncio.create_task(self._http.serve([http]))
+        if self._metrics is not None and metrics is not None:
+            self._serving[self._metrics] = asyncio.create_task(self._metrics.serve([metrics]))
+        name = http.getsockname()[0]
+        return Addresses(_of(http), _at(name, grpc_port), None if metrics is None else _of(metrics))
 
     async def close(self, grace_s: float) -> None:
         """Take no new requests, let those under way finish for at most `grace_s` seconds, and stop listening."""
-        self._http.should_exit = True
-        await asyncio.gather(self._grpc.stop(grace_s), self._finish(grace_s))
+        await asyncio.gather(self._grpc.stop(grace_s), *(self._finish(server, grace_s) for server in self._serving))
 
-    def _serve(self, server: Server, listener: socket.socket) -> None:
-        self._serving.append(asyncio.create_task(server.serve([listener])))
-
-    async def _finish(self, grace_s: float) -> None:
-        if not self._serving:
-            return
-        _, late = await asyncio.wait(self._serving, timeout=grace_s or None)
+    async def _finish(self, server: Server, grace_s: float) -> None:
+        server.should_exit = True
+        _, late = await asyncio.wait([self._serving[server]], timeout=grace_s)
         if late:
-            self._http.force_exit = True
+            server.force_exit = True
             await asyncio.wait(late)
 
 
@@ -85,6 +89,11 @@ def _listen(host: str, port: int) -> socket.socket:
         raise CannotListen(f"cannot listen on {host} port {port}: {error}") from None
     listener.setblocking(False)
     return listener
+
+
+def _of(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return _at(host, port)
 
 
 def _at(host: str, port: int) -> str:

@@ -108,7 +108,7 @@ class Settings(BaseSettings):
         allow_inf_nan=False,
         description="seconds after which a batch that makes no progress counts as a dead device",
     )
-    max_connections: int = Field(default=4096, ge=1, description="most open HTTP connections")
+    max_connections: int = Field(default=4096, ge=1, description="most open connections of each port")
     keep_alive_s: float = Field(
         default=75.0, gt=0, allow_inf_nan=False, description="seconds that an idle HTTP connection stays open"
     )

@@ -107,14 +107,14 @@ class Tokenizer:
         if self._state != "lost":
             self._become("draining")
 
-    def refuse(self, reason: str = "the service is stopping") -> None:
-        """Take no new requests, while those admitted are still answered."""
-        self._refuses = reason
+    def stop(self) -> None:
+        """Say that the doors close. What they have let in is still answered, also if its body is still on its way."""
         if self._state != "lost":
             self._become("stopping")
 
     def close(self) -> None:
-        """Let what is under way finish and the threads end."""
+        """Let what waits be computed and the threads end; who asks now, or is not done yet, is told so."""
+        self._refuses = self._refuses or "the service is stopping"
         self._engine.close()
         self._pool.shutdown(wait=self._state != "lost", cancel_futures=True)
 

@@ -16,6 +16,7 @@ from viq import Codes, ViQ
 from viq.launched import Launched
 from viq.patches import Patches
 from viq_serving.engine.engine import EngineLimits
+from viq_serving.engine.scheduler import Entry, Request
 from viq_serving.errors import DeadlineExceeded, Internal, InvalidInput, NotReady, Overloaded, ViQError
 from viq_serving.images import ImageLimits, decode, encode_picture
 from viq_serving.metrics import Metrics
@@ -339,11 +340,29 @@ def test_an_image_larger_than_a_batch_is_computed_alone_between_the_others(ask: 
 def test_work_asked_for_before_the_end_is_answered(ask: Ask) -> None:
     async def question(tokenizer: Tokenizer, faulty: Faulty) -> None:
         requests = [asyncio.create_task(tokenizer.encode([image()], tokenizer.model())) for _ in range(5)]
-        await asyncio.sleep(0)
-        tokenizer.refuse()
-        with pytest.raises(NotReady, match="stopping"):
-            await tokenizer.encode([image()], tokenizer.model())
+        await until(lambda: len(faulty.batches) > 0)
+        tokenizer.stop()
+        requests.append(asyncio.create_task(tokenizer.encode([image()], tokenizer.model())))  # its body came late
         for result in await asyncio.gather(*requests):
             codes_of(result)
+        tokenizer.close()
+        with pytest.raises(NotReady, match="stopping"):
+            await tokenizer.encode([image()], tokenizer.model())
+
+    ask(question)
+
+
+def test_who_is_not_answered_when_all_ends_is_told_so(ask: Ask) -> None:
+    async def question(tokenizer: Tokenizer, faulty: Faulty) -> None:
+        gate = faulty.fault = Gate()
+        requests = [asyncio.create_task(tokenizer.encode([image()], tokenizer.model())) for _ in range(2)]
+        await asyncio.to_thread(gate.entered.wait, 60)
+        unprepared = tokenizer._engine.job([Entry(("encode", "nano"), 4, Request(monotonic()))])
+        answers = asyncio.create_task(tokenizer._engine.answers(unprepared))
+        gate.open()
+        tokenizer.close()
+        for result in await asyncio.gather(*requests):
+            codes_of(result)
+        assert isinstance((await answers)[0].result, NotReady)
 
     ask(question)

@@ -14,6 +14,7 @@ from starlette.types import Receive, Scope, Send
 from viq import Codes, ViQ
 from viq.launched import Launched
 from viq.patches import Patches
+from viq_serving.keys import Keys
 from viq_serving.metrics import Metrics
 from viq_serving.rest.app import create_app
 from viq_serving.rest.envelope import Envelope
@@ -53,7 +54,7 @@ def assert_internal(reply: httpx.Response, caplog: pytest.LogCaptureFixture) -> 
 
 def test_while_loading_the_port_is_open_but_nothing_is_ready(serve_app: ServeApp, make_image: MakeImage) -> None:
     async def loading(tokenizer: Tokenizer, metrics: Metrics) -> Envelope:
-        return create_app(tokenizer, metrics, Settings())
+        return create_app(tokenizer, metrics, Settings(), Keys(Settings()))
 
     with serve_app(loading) as client:
         assert client.get("/livez").status_code == 200
@@ -73,7 +74,7 @@ def test_a_bug_is_500_without_details_and_the_next_request_works(
 ) -> None:
     async def buggy(tokenizer: Tokenizer, metrics: Metrics) -> Envelope:
         await tokenizer.load(lambda: [FailsOnBlack()])  # type: ignore[list-item]
-        return create_app(tokenizer, metrics, Settings())
+        return create_app(tokenizer, metrics, Settings(), Keys(Settings()))
 
     black = b"P6\n16 16\n255\n" + bytes(768)
     with serve_app(buggy) as client:
@@ -89,7 +90,7 @@ def test_a_bug_outside_the_framework_looks_the_same(serve_app: ServeApp, caplog:
         raise RuntimeError(DETAIL)
 
     async def buggy(tokenizer: Tokenizer, metrics: Metrics) -> Envelope:
-        return Envelope(raises, tokenizer, metrics, Settings())
+        return Envelope(raises, tokenizer, metrics, Settings(), Keys(Settings()))
 
     with serve_app(buggy) as client, caplog.at_level(logging.ERROR, "viq.rest"):
         reply = client.get("/v1/encode", headers={"X-Request-ID": "find-me"})

@@ -14,6 +14,7 @@ import pytest
 
 from viq import ViQ
 from viq_serving.allowance import Allowance
+from viq_serving.keys import Keys
 from viq_serving.metrics import Metrics
 from viq_serving.rest.app import create_app
 from viq_serving.rest.envelope import Envelope
@@ -40,7 +41,7 @@ def narrow(serve_app: ServeApp, room: Allowance) -> Iterator[httpx.Client]:
     async def app(tokenizer: Tokenizer, metrics: Metrics) -> Envelope:
         await tokenizer.load(lambda: [ViQ.from_pretrained()])
         tokenizer.bodies = room
-        return create_app(tokenizer, metrics, Settings(max_body_bytes=MAX_BODY))
+        return create_app(tokenizer, metrics, Settings(max_body_bytes=MAX_BODY), Keys(Settings()))
 
     with serve_app(app) as client:
         yield client

@@ -17,6 +17,7 @@ from viq import Codes, ViQ
 from viq.launched import Launched
 from viq.patches import Patches
 from viq_serving.engine.engine import EngineLimits
+from viq_serving.keys import Keys
 from viq_serving.metrics import Metrics
 from viq_serving.rest.app import create_app
 from viq_serving.rest.envelope import Envelope
@@ -69,7 +70,7 @@ def held(serve_app: ServeApp) -> Iterator[Server]:
     async def app(tokenizer: Tokenizer, metrics: Metrics) -> Envelope:
         await tokenizer.load(lambda: [model])  # type: ignore[list-item]
         tokenizers.append(tokenizer)
-        return create_app(tokenizer, metrics, Settings())
+        return create_app(tokenizer, metrics, Settings(), Keys(Settings()))
 
     with serve_app(app, EngineLimits(max_patches=100)) as client:
         yield client, model, tokenizers[0]
@@ -239,7 +240,7 @@ def test_a_lost_device_is_neither_ready_nor_alive(serve_app: ServeApp, make_imag
     async def app(tokenizer: Tokenizer, metrics: Metrics) -> Envelope:
         await tokenizer.load(lambda: [model])  # type: ignore[list-item]
         model.dead = True
-        return create_app(tokenizer, metrics, Settings())
+        return create_app(tokenizer, metrics, Settings(), Keys(Settings()))
 
     with serve_app(app) as client:
         client.post("/v1/encode", content=make_image())

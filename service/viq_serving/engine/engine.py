@@ -119,7 +119,7 @@ class Engine:
         return [job.answers[entry] for entry in job.entries]
 
     def close(self) -> None:
-        """Let what waits be computed and the thread end."""
+        """Let what waits be computed and the thread end; what is not in the queue yet never will be, and hears so."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()
@@ -127,6 +127,8 @@ class Engine:
             self._watching.cancel()
         if self.lost_because is None:
             self.worker.join()
+        for entry in list(self._jobs):
+            self.fail(entry, NotReady("the service has stopped"))
 
     # What the worker calls, from its own thread.
 

@@ -16,8 +16,8 @@ from viq_serving.settings import Settings
 from viq_serving.tokenizer import Tokenizer
 
 
-def create_app(tokenizer: Tokenizer, metrics: Metrics, settings: Settings, keys: Keys | None = None) -> Envelope:
-    """The ASGI app over `tokenizer`; without `keys` they are those of `settings`."""
+def create_app(tokenizer: Tokenizer, metrics: Metrics, settings: Settings, keys: Keys) -> Envelope:
+    """The ASGI app over `tokenizer`; does no I/O."""
     app = Api()
     app.state.tokenizer, app.state.metrics, app.state.settings = tokenizer, metrics, settings
     app.include_router(routes.router)

@@ -36,12 +36,9 @@ OIP_OPEN = "/v2/health/"
 class Envelope:
     """Wraps the app so that every reply, also one that the framework or a bug made, has our headers and shape."""
 
-    def __init__(
-        self, app: ASGIApp, tokenizer: Tokenizer, metrics: Metrics, settings: Settings, keys: Keys | None = None
-    ) -> None:
-        self._app, self._tokenizer, self._metrics = app, tokenizer, metrics
+    def __init__(self, app: ASGIApp, tokenizer: Tokenizer, metrics: Metrics, settings: Settings, keys: Keys) -> None:
+        self._app, self._tokenizer, self._metrics, self._keys = app, tokenizer, metrics, keys
         self.settings = settings
-        self._keys = keys if keys is not None else Keys(settings)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request (the ASGI entry)."""

@@ -10,6 +10,7 @@ from starlette.requests import Request
 from viq.codes import Codes
 from viq_serving.errors import UnsupportedMediaType, ViQError
 from viq_serving.metrics import Metrics
+from viq_serving.rest.aside import aside
 from viq_serving.rest.body import Item, media_type, parse_json, parse_multipart, read_body
 from viq_serving.rest.codes_body import codes_of_json, codes_of_raw
 from viq_serving.rest.exchange import claim_of, exchange_of
@@ -61,7 +62,8 @@ async def json_of(request: Request) -> dict[str, object]:
     kind = media_type(request)
     if kind not in (_JSON, _BYTES):
         raise UnsupportedMediaType(f"body is {kind}, expected {_JSON}")
-    return await run_in_threadpool(parse_json, await body_of(request))
+    body = await body_of(request)
+    return await aside(len(body), parse_json, body)
 
 
 async def images_of(request: Request) -> list[Item[bytes]]:
@@ -76,7 +78,7 @@ async def images_of(request: Request) -> list[Item[bytes]]:
     if kind != _PARTS:
         return [Item(body)]
     limit = settings_of(request).max_images
-    return await run_in_threadpool(parse_multipart, body, request.headers["content-type"], limit)
+    return await aside(len(body), parse_multipart, body, request.headers["content-type"], limit)
 
 
 async def codes_of(request: Request, size: str | None) -> list[Item[Codes | ViQError]]:
@@ -89,7 +91,7 @@ async def codes_of(request: Request, size: str | None) -> list[Item[Codes | ViQE
         raise UnsupportedMediaType(f"body is {kind}, expected codes: {_JSON}, {_NPZ} or {_BYTES}")
     body = await body_of(request)
     if kind == _JSON:
-        return await run_in_threadpool(codes_of_json, body, default, settings_of(request).max_images)
+        return await aside(len(body), codes_of_json, body, default, settings_of(request).max_images)
     if kind == _NPZ:
         return [Item(await run_in_threadpool(Codes.from_npz, body))]
     return [Item(codes_of_raw(body, request.headers, default))]

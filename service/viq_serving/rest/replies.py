@@ -36,6 +36,12 @@ def json_reply(content: object, status: int = 200, headers: Mapping[str, str] | 
     return Response(json.dumps(content, separators=(",", ":"), allow_nan=False), status, headers, JSON)
 
 
+def weight(results: Results[Codes] | Results[Features] | Results[Picture]) -> int:
+    """Bytes that `results` hold, but for their description."""
+    items = [item for item in results.items if not isinstance(item, ViQError)]
+    return sum(len(one.data) if isinstance(one, Picture) else one.array.nbytes for one in items)
+
+
 def encoded(
     results: Results[Codes],
     names: Names,

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import APIRouter, Query
-from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
 from viq_serving.errors import InvalidInput, TooLarge
 from viq_serving.rest import replies
+from viq_serving.rest.aside import aside
 from viq_serving.rest.exchange import exchange_of, noted
 from viq_serving.rest.inputs import codes_of, images_of, inputs_of, json_of, pick, settings_of, size_of, tokenizer_of
 from viq_serving.rest.negotiate import choose
@@ -46,7 +46,7 @@ async def encode(request: Request, query: Annotated[EncodeOptions, Query()]) -> 
     files = [ImageFile(item.value, query.pixels()) for item in items]
     results = await noted(request, len(items), tokenizer_of(request).encode(files, model, terms))
     names, exchange = [item.name for item in items], exchange_of(request)
-    return await run_in_threadpool(replies.encoded, results, names, form, query.codes, tag, exchange)
+    return await aside(replies.weight(results), replies.encoded, results, names, form, query.codes, tag, exchange)
 
 
 @router.post("/decode", **DECODE)
@@ -59,7 +59,7 @@ async def decode(request: Request, query: Annotated[DecodeOptions, Query()]) -> 
     codes, names = [item.value for item in items], [item.name for item in items]
     work = tokenizer_of(request).decode(codes, model, picture, query.any_fingerprint, terms)
     results = await noted(request, len(items), work)
-    return await run_in_threadpool(replies.decoded, results, names, as_json, exchange_of(request))
+    return await aside(replies.weight(results), replies.decoded, results, names, as_json, exchange_of(request))
 
 
 @router.post("/embed", **EMBED)
@@ -73,7 +73,7 @@ async def embed(request: Request, query: Annotated[EmbedOptions, Query()]) -> Re
     inputs = [ImageFile(one, query.pixels()) if isinstance(one, bytes) else one for one in (i.value for i in items)]
     work = tokenizer_of(request).embed(inputs, model, query.dtype, query.any_fingerprint, terms)
     results = await noted(request, len(items), work)
-    return await run_in_threadpool(replies.embedded, results, names, form, exchange_of(request))
+    return await aside(replies.weight(results), replies.embedded, results, names, form, exchange_of(request))
 
 
 @router.post("/plan", **PLAN)
