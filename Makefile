@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 LOCK := requirements.lock
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help install dev system-packages test check format proto proto-baseline serve lock golden bench clean
+.PHONY: help install dev system-packages test check format proto proto-baseline serve lock golden bench bench-service clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -88,6 +88,14 @@ bench: dev  ## the figures of README: row invariance, VAE, full size (minutes, 1
 	$(BIN)/python bench/make_weights.py --size 16k -o $(or $(BENCH_DIR),/tmp/viq-full)
 	for dtype in float32 bfloat16; do $(BIN)/python bench/full_size.py $(or $(BENCH_DIR),/tmp/viq-full) --size 16k \
 	  --dtypes $$dtype --repeats 5 --out bench/results/full_size_$$dtype.json || exit 1; done
+
+bench-service: dev  ## the figures of the service: about 15 minutes on 2 cores that nobody else uses
+	$(BIN)/python bench/overhead.py --out bench/results/overhead.json
+	$(BIN)/python bench/engine.py --out bench/results/engine.json
+	$(BIN)/python bench/throughput.py --out bench/results/throughput.json
+	$(BIN)/python bench/overload.py --out bench/results/overload.json
+	$(BIN)/python bench/spinning.py --out bench/results/spinning.json
+	$(BIN)/python bench/comparisons.py --count 10000 --out bench/results/comparisons.json
 
 clean:  ## remove the virtual environment and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build

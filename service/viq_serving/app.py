@@ -39,6 +39,7 @@ def run(settings: Settings) -> int:
     The exit code is 0 after a clean drain, 3 if weights, a port or the device are unusable.
     """
     configure(settings.log_level, settings.log_format)
+    _allow_files()
     logging.getLogger("uvicorn").setLevel(logging.WARNING)  # it tells of starting and stopping, as we do
     service = Service(settings)
     with asyncio.Runner(loop_factory=_new_loop) as runner:
@@ -146,6 +147,17 @@ def _new_loop() -> asyncio.AbstractEventLoop:
     except ImportError:
         return asyncio.new_event_loop()
     return uvloop.new_event_loop()
+
+
+def _allow_files() -> None:
+    """Let this process have as many open files, connections among them, as the system allows."""
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _announce(addresses: Addresses) -> None:

@@ -76,8 +76,9 @@ class Doors:
 def _listen(host: str, port: int) -> socket.socket:
     """A listening socket; connections wait in it until the server takes them."""
     try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        listener = socket.socket(family)
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, protocol, _, address = found[0]
+        listener = socket.socket(family, kind, protocol)  # asyncio sends at once only where it is told: TCP
     except (OSError, UnicodeError) as error:  # the latter for what can be no host name
         raise CannotListen(f"cannot listen on {host} port {port}: {error}") from None
     try:

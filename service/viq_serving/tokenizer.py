@@ -268,7 +268,7 @@ class Tokenizer:
         }
         most = max((sum(patches) for patches in counts.values()), default=0)
         with self._engine.admission.admitted(most, costs, terms.deadline - monotonic()):
-            yield Request(monotonic(), terms.deadline)
+            yield Request(monotonic(), terms.deadline, terms.request_id)
 
     async def _encoded(
         self,
@@ -329,7 +329,8 @@ class Tokenizer:
         except ViQError as error:
             self._engine.fail(entry, error.with_traceback(None))
         except BaseException:
-            log.exception("an image could not be prepared")
+            fields = {"request_id": entry.request.name}
+            log.exception("an image could not be prepared", extra={"fields": fields})
             self._engine.fail(entry, Internal())
 
     def _patches(self, image: ImageFile, entry: Entry) -> Patches:

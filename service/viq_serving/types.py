@@ -40,10 +40,14 @@ class ImageFile:
 
 @dataclass(frozen=True)
 class Terms:
-    """What a caller asks of the answer beside its content: `deadline` is on the clock of `time.monotonic`, in s."""
+    """What a caller asks of the answer beside its content: `deadline` is on the clock of `time.monotonic`, in s.
+
+    `request_id` is for the log alone.
+    """
 
     deadline: float = math.inf
     priority: Priority = "interactive"
+    request_id: str = ""
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +148,7 @@ def test_a_model_whose_codes_depend_on_the_pack_is_found_out(viq: Run, monkeypat
     def spoiled(self: ViQ, pixels: Sequence[Any]) -> list[Codes]:
         codes = plain(self, pixels)
         if len(codes) > 2:
-            codes[2] = Codes(codes[2].array ^ 1, codes[2].image_size, codes[2].size, codes[2].fingerprint)
+            codes[2] = replace(codes[2], array=codes[2].array ^ np.uint16(1))
         return codes
 
     monkeypatch.setattr(ViQ, "encode_pixels", spoiled)

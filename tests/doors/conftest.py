@@ -147,13 +147,14 @@ class Server:
         script = [sys.executable, "-c", GATED, str(folder)]
         command = script if gated else [str(Path(sys.executable).with_name("viq"))]
         plain = {name: value for name, value in os.environ.items() if not name.startswith("VIQ_")}
-        # Beside other work on the same cores, threads of one product wait for each other.
+        self._lines = 3 if "--metrics-port" in flags else 2
         with self._log.open("w") as log:
             self.process = subprocess.Popen(
                 [*command, "serve", "--http-port", "0", "--grpc-port", "0", *flags],
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
+                # Beside other work on the same cores, threads of one product wait for each other.
                 env={**plain, "OMP_NUM_THREADS": "1", **environment},
             )
         self._opened = False
@@ -162,9 +163,9 @@ class Server:
         """Wait for the addresses, which are there before the models are loaded."""
         if not self._opened:
             assert self.process.stdout is not None
-            lines = [self.process.stdout.readline().split() for _ in range(2)]
+            lines = [self.process.stdout.readline().split() for _ in range(self._lines)]
             assert all(lines), self.log()
-            self.url, self.grpc = lines[0][-1], lines[1][-1]
+            self.url, self.grpc, self.metrics = (*(line[-1] for line in lines), "")[:3]
             self.http = httpx.Client(base_url=self.url, timeout=SECONDS, trust_env=False)
             self.channel = grpc.insecure_channel(self.grpc, options=[("grpc.max_send_message_length", -1)])
             self._opened = True
@@ -228,8 +229,9 @@ class Server:
 
     def call(self, path: str, message: bytes, **options: Any) -> Reply:
         """A gRPC call of raw bytes; the reply's are its only item."""
+        ask: Any = self.channel.unary_unary(f"/{path}")
         try:
-            reply, call = self.channel.unary_unary(f"/{path}").with_call(message, **options)
+            reply, call = ask.with_call(message, **options)
         except grpc.RpcError as error:
             return _of_grpc(error)
         trailers = _trailers(call)

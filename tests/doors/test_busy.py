@@ -157,7 +157,8 @@ def call(server: Server, door: str, image: bytes) -> Callable[[], object]:
             infer.raw_input_contents.append(len(image).to_bytes(4, "little") + image)
             path, message = "inference.GRPCInferenceService/ModelInfer", infer.SerializeToString()
         channel = grpc.insecure_channel(server.grpc, options=[("grpc.use_local_subchannel_pool", 1)])
-        asked = channel.unary_unary(f"/{path}").future(message)
+        method: Any = channel.unary_unary(f"/{path}")
+        asked = method.future(message)
         return lambda: (asked.done(), channel.close())  # a call that nobody holds would be cancelled at once
     host, port = server.url.removeprefix("http://").split(":")
     path = "/v1/encode" if door == "http" else "/v2/models/viq-encode/infer"

@@ -270,8 +270,13 @@ def test_a_size_that_is_not_served_is_unknown_model(server: Server, door: str, s
 
 
 def test_a_model_that_does_not_exist_is_unknown_model(server: Server) -> None:
-    body = {"inputs": []}
-    check(server.post("/v2/models/bogus/infer", json=body), "unknown_model", "bogus", "viq-encode", native=False)
+    check(
+        server.post("/v2/models/bogus/infer", json={"inputs": list[Any]()}),
+        "unknown_model",
+        "bogus",
+        "viq-encode",
+        native=False,
+    )
     message = oip.ModelInferRequest(model_name="bogus").SerializeToString()
     check(server.call(INFER, message), "unknown_model", "bogus", "viq-encode")
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import grpc
+import httpx
 import pytest
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
@@ -32,7 +33,8 @@ REFUSED = (401, "UNAUTHENTICATED")
 @pytest.fixture(scope="module")
 def locked(start: Start) -> Server:
     """A server that asks for a key."""
-    return start("--drain-delay", "0", environment={"VIQ_API_KEYS": "good, better"}).ready()
+    flags = ("--drain-delay", "0", "--metrics-port", "0")
+    return start(*flags, environment={"VIQ_API_KEYS": "good, better"}).ready()
 
 
 @pytest.mark.parametrize("door", DOORS)
@@ -74,7 +76,7 @@ def test_on_grpc_health_is_open_and_all_else_is_closed(locked: Server) -> None:
         assert locked.call(path, b"", metadata=[("authorization", "Bearer good")]).status != "UNAUTHENTICATED"
     with pytest.raises(grpc.RpcError) as caught:
         listed(locked)
-    assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED  # type: ignore[attr-defined]
+    assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
     assert listed(locked, metadata=[("authorization", "Bearer good")])
 
 
@@ -83,6 +85,13 @@ def test_a_missing_key_is_told_before_a_body_is_read(locked: Server) -> None:
     with socket.create_connection((host, int(port)), timeout=60) as wire:
         wire.sendall(b"POST /v1/encode HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n")
         assert wire.recv(65536).startswith(b"HTTP/1.1 401 ")
+
+
+def test_the_metrics_port_needs_no_key_and_serves_nothing_else(locked: Server) -> None:
+    with httpx.Client(trust_env=False) as client:
+        assert "viq_ready 1.0" in client.get(locked.metrics).text
+        for path in ("/v1/models", "/docs", "/readyz"):
+            assert client.get(locked.metrics.removesuffix("/metrics") + path).status_code == 404
 
 
 def test_keys_are_neither_logged_nor_shown(locked: Server) -> None:
@@ -102,7 +111,7 @@ def test_reflection_lists_and_describes_every_service_on_the_same_port(server: S
 def test_health_of_a_name_that_there_is_not_is_not_found(server: Server) -> None:
     with pytest.raises(grpc.RpcError) as caught:
         HealthStub(server.channel).Check(HealthCheckRequest(service="bogus"))
-    assert caught.value.code() is grpc.StatusCode.NOT_FOUND  # type: ignore[attr-defined]
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
 
 
 def listed(server: Server, **options: Any) -> list[str]:

@@ -196,8 +196,8 @@ def _out_of_range(server: Server, door: str) -> str:
     infer.raw_input_contents.extend([data, np.array([1, 1], "<i4").tobytes()])
     with pytest.raises(grpc.RpcError) as caught:
         GRPCInferenceServiceStub(server.channel).ModelInfer(infer)
-    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT  # type: ignore[attr-defined]
-    return str(caught.value.details())  # type: ignore[attr-defined]
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    return str(caught.value.details())
 
 
 def test_every_door_lists_both_sizes_the_default_first(server: Server, models: dict[str, ViQ]) -> None:

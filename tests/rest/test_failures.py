@@ -85,6 +85,23 @@ def test_a_bug_is_500_without_details_and_the_next_request_works(
     assert reply.headers["ViQ-Fingerprint"]
 
 
+def test_a_bug_on_one_of_several_images_fails_a_reply_that_can_hold_no_error(
+    serve_app: ServeApp, make_image: MakeImage, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def buggy(tokenizer: Tokenizer, metrics: Metrics) -> Envelope:
+        await tokenizer.load(lambda: [FailsOnBlack()])  # type: ignore[list-item]
+        return create_app(tokenizer, metrics, Settings(), Keys(Settings()))
+
+    files = [("image", make_image()), ("image", b"P6\n16 16\n255\n" + bytes(768))]
+    with serve_app(buggy) as client:
+        reply = client.post("/v1/embed", files=files, headers={"X-Request-ID": "find-me"})
+        listed = client.post("/v1/encode", files=files)
+    assert_internal(reply, caplog)
+    assert not [record for record in caplog.records if "TypeError" in str(record.exc_info)]
+    assert listed.status_code == 200
+    assert listed.json()["results"][1]["error"] == {"code": "internal", "message": "internal error"}
+
+
 def test_a_bug_outside_the_framework_looks_the_same(serve_app: ServeApp, caplog: pytest.LogCaptureFixture) -> None:
     async def raises(scope: Scope, receive: Receive, send: Send) -> None:
         raise RuntimeError(DETAIL)

@@ -226,6 +226,33 @@ def test_a_full_queue_is_429_with_hints_while_probes_stay_well(held: Server, mak
     assert client.post("/v1/encode", content=make_image(16, 16)).status_code == 200
 
 
+def test_images_that_all_waited_too_long_are_one_refusal_without_results(
+    serve_app: ServeApp, make_image: MakeImage
+) -> None:
+    model = Held()
+
+    async def app(tokenizer: Tokenizer, metrics: Metrics) -> Envelope:
+        await tokenizer.load(lambda: [model])  # type: ignore[list-item]
+        return create_app(tokenizer, metrics, Settings(), Keys(Settings()))
+
+    body = b"".join(
+        b'--x\r\nContent-Disposition: form-data; name="image"\r\n\r\n' + make_image(seed=seed) + b"\r\n"
+        for seed in (1, 2)
+    )
+    kind = "Content-Type: multipart/form-data; boundary=x"
+    with serve_app(app, EngineLimits(max_age_s=1.0)) as client, dial(client) as first, dial(client) as second:
+        with model.holding():
+            first.sendall(post("/v1/encode", make_image(), "Connection: close"))
+            assert model.entered.wait(20)
+            second.sendall(post("/v1/encode", body + b"--x--\r\n", kind, "Connection: close"))
+            while sample(client, "viq_queue_oldest_seconds") <= 1.1:
+                pass
+        head, _, content = rest(second).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 429 ")
+    assert b"retry-after-ms: " in head.lower()
+    assert list(json.loads(content)) == ["error"]
+
+
 def test_a_lost_device_is_neither_ready_nor_alive(serve_app: ServeApp, make_image: MakeImage) -> None:
     class Dies(Held):
         dead = False

@@ -23,10 +23,11 @@ _LOOK_AHEAD = 256  # entries looked at beyond the oldest for what still fits
 
 @dataclass(eq=False)
 class Request:
-    """What the entries of one request share. Times are seconds of one clock, here and below."""
+    """What the entries of one request share; `name` is for the log. Times are seconds of one clock, here and below."""
 
     asked: float
     deadline: float = math.inf
+    name: str = ""
     begun: bool = False
 
 

@@ -195,7 +195,9 @@ class Worker:
         if isinstance(error, ViQError):
             self._desk.answer([(entry, _failed(error.with_traceback(None), monotonic()))])
             return
-        log.error("%s of an image of %d patches failed", entry.flow[0], entry.patches, exc_info=error)
+        fields = {"request_id": entry.request.name}
+        line = "request %s: %s of an image of %d patches failed"
+        log.error(line, entry.request.name, entry.flow[0], entry.patches, exc_info=error, extra={"fields": fields})
         self._desk.answer([(entry, _failed(Internal(), monotonic()))])
         if out_of_memory(error):
             _free_memory()

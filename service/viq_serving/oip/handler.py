@@ -167,4 +167,5 @@ def _wanted(spec: ModelSpec, names: Sequence[str]) -> Sequence[str]:
 def _narrowed(terms: Terms, options: Options, exchange: Exchange) -> Terms:
     """`terms` with what the parameters say; a timeout runs from the request's beginning."""
     deadline = time.monotonic() - exchange.seconds() + options.timeout_s
-    return Terms(min(terms.deadline, deadline), options.priority or terms.priority)
+    priority = options.priority or terms.priority
+    return Terms(min(terms.deadline, deadline), priority, exchange.request_id)

@@ -50,8 +50,10 @@ async def server() -> Response:
 
 
 @router.get("/health/live", summary="Open Inference Protocol: alive")
-async def live() -> Response:
-    """200 for as long as the process can answer at all."""
+async def live(request: Request) -> Response:
+    """200 for as long as a restart would not help, 503 once the device is lost."""
+    if tokenizer_of(request).state == "lost":
+        raise NotReady("the service is lost")
     return json_reply({"live": True})
 
 

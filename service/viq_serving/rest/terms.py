@@ -28,7 +28,7 @@ def terms_of(request: Request) -> Terms:
     exchange = exchange_of(request)
     exchange.priority = _priority(request.headers.get(PRIORITY))
     left_s = _timeout_s(request.headers.get(TIMEOUT)) - exchange.seconds()
-    terms = Terms(monotonic() + left_s, exchange.priority)
+    terms = Terms(monotonic() + left_s, exchange.priority, exchange.request_id)
     request.state.terms = terms
     return terms
 

@@ -44,7 +44,8 @@ class Call:
         remaining = context.time_remaining()
         deadline = math.inf if remaining is None else time.monotonic() + remaining
         expect = metadata.get("viq-expect-fingerprint")
-        return cls(exchange, context, Terms(deadline, exchange.priority), None if expect is None else str(expect))
+        terms = Terms(deadline, exchange.priority, exchange.request_id)
+        return cls(exchange, context, terms, None if expect is None else str(expect))
 
     def pick(self, tokenizer: Tokenizer, size: str | None) -> ModelInfo:
         """The model that answers, held against the caller's expectation and noted for the reply's metadata."""

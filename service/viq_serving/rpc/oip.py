@@ -54,8 +54,8 @@ class OpenInference(GRPCInferenceServiceServicer):
         self._tokenizer, self._settings = tokenizer, settings
 
     async def ServerLive(self, request: pb.ServerLiveRequest, call: Call) -> pb.ServerLiveResponse:  # noqa: N802
-        """True for as long as the process can answer at all."""
-        return pb.ServerLiveResponse(live=True)
+        """True for as long as a restart would not help."""
+        return pb.ServerLiveResponse(live=self._tokenizer.state != "lost")
 
     async def ServerReady(self, request: pb.ServerReadyRequest, call: Call) -> pb.ServerReadyResponse:  # noqa: N802
         """Whether new requests are welcome."""
