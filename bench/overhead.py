@@ -2,9 +2,10 @@
 
     python bench/overhead.py --out bench/results/overhead.json
 
-In turns of ten calls each: decode and encode in this process, gRPC, REST on a kept connection. The first calls of a
-turn do not count: torch's threads spin on for a while after work and would take the cores from the other process.
-Milliseconds; medians over all that count.
+One of each in turn, with a pause before it, as an idle server sees it: decode and encode in this process, gRPC, REST
+on a kept connection. This process computes with one thread that sleeps when idle, as the service does with so small
+an image; with torch's own setting its threads would spin on and take the cores from the server in the next call.
+Milliseconds; medians over the rounds, and of the differences within a round.
 """
 
 from __future__ import annotations
@@ -14,10 +15,15 @@ import json
 import statistics
 from collections.abc import Callable
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, sleep
+
+from viq_serving.openmp import sleep_when_idle
+
+sleep_when_idle()
 
 import grpc
 import httpx
+import torch
 from full_size import machine
 from serving import jpeg, percentile, picture, server
 
@@ -26,7 +32,7 @@ from viq_serving.images import ImageLimits, decode
 from viq_serving.pb import viq_pb2 as pb
 from viq_serving.pb.viq_pb2_grpc import ViQStub
 
-_IGNORED, _COUNTED = 3, 10  # calls of a turn
+_IGNORED, _PAUSE_S = 20, 0.003
 
 
 def main() -> None:
@@ -35,6 +41,7 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=64)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
+    torch.set_num_threads(1)
     model, data = ViQ.from_pretrained(), jpeg(picture(args.side, args.side, 0))
     raw = {"Accept": "application/octet-stream", "Content-Type": "image/jpeg"}
     with (
@@ -49,19 +56,21 @@ def main() -> None:
             "rest": lambda: client.post("/v1/encode", content=data, headers=raw).raise_for_status(),
         }
         seconds: dict[str, list[float]] = {name: [] for name in calls}
-        for _ in range(args.rounds // _COUNTED):
+        for turn in range(_IGNORED + args.rounds):
             for name, call in calls.items():
-                for number in range(_IGNORED + _COUNTED):
-                    begun = perf_counter()
-                    call()
-                    if number >= _IGNORED:
-                        seconds[name].append(perf_counter() - begun)
-    plain = statistics.median(seconds["in_process"])
+                sleep(_PAUSE_S)
+                begun = perf_counter()
+                call()
+                if turn >= _IGNORED:
+                    seconds[name].append(perf_counter() - begun)
+    plain = seconds["in_process"]
     rows = {
         name: {
             "p50_ms": round(1000 * statistics.median(taken), 3),
             "p99_ms": round(1000 * percentile(taken, 0.99), 3),
-            "p50_over_in_process_ms": round(1000 * (statistics.median(taken) - plain), 3),
+            "p50_over_in_process_ms": round(
+                1000 * statistics.median(through - alone for through, alone in zip(taken, plain, strict=True)), 3
+            ),
         }
         for name, taken in seconds.items()
     }

@@ -30,6 +30,7 @@ log = logging.getLogger("viq")
 UNUSABLE = 3
 """Exit code when the weights, a port or the device cannot be used."""
 
+_REFUSING_S = 0.25  # for callers to hear that the doors close before they do: the transports would only hang up
 _FAREWELL_S = 5.0  # for the last replies when the device is lost
 
 
@@ -93,6 +94,7 @@ class Service:
         on_listening(addresses)
         code = await self._live(tokenizer)
         tokenizer.stop()
+        await asyncio.sleep(_REFUSING_S)
         await doors.close(_FAREWELL_S if self._lost.is_set() else settings.stall_timeout_s)
         if not self.stuck:
             tokenizer.close()

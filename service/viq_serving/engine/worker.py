@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("viq.engine")
 
+_ONE_THREAD_COST = 256
+"""Up to here one CPU thread computes: to wake the others for each small operation takes longer than they save."""
+
 _PROBE_SIDE, _WARM_UP_SIDES, _WARM_UPS = 32, (32, 128), 3  # pixels, pixels, rounds
 
 
@@ -77,6 +80,7 @@ class Worker:
         self._desk = desk
         self._thread: threading.Thread | None = None
         self._ahead = 1
+        self._threads = torch.get_num_threads()
         self._landed = 0.0  # when the last batch did: the next one had the device from then on
 
     def load(self, load: Callable[[], Sequence[ViQ]]) -> list[tuple[Flow, int, float]]:
@@ -208,6 +212,8 @@ class Worker:
 
     def _forward(self, entries: Sequence[Entry]) -> Launched[Any]:
         method, size = entries[0].flow
+        small = sum(entry.cost for entry in entries) <= _ONE_THREAD_COST
+        torch.set_num_threads(1 if small else self._threads)
         model, work = self.models[size], [entry.work for entry in entries]
         launch: Callable[[Sequence[Any]], Launched[Any]] = getattr(model, f"launch_{method}")
         return launch(work)

@@ -32,6 +32,8 @@ OPEN = ("/livez", "/readyz", "/startupz")
 
 OIP_OPEN = "/v2/health/"
 
+_ENDING = ("draining", "stopping", "lost")
+
 
 class Envelope:
     """Wraps the app so that every reply, also one that the framework or a bug made, has our headers and shape."""
@@ -81,6 +83,8 @@ class Envelope:
     def _dress(self, reply: MutableHeaders, exchange: Exchange) -> None:
         for name, value in self.headers(exchange).items():
             reply.setdefault(name, value)
+        if self._tokenizer.state in _ENDING:  # so that the client's next request goes to another replica
+            reply["Connection"] = "close"
         if "etag" not in reply:
             reply.setdefault("Cache-Control", "no-store")
         else:  # to be asked for again each time, and with keys on by its owner alone
@@ -90,6 +94,8 @@ class Envelope:
         """Refuse who may not ask, before a byte of the body is read. Probes may always."""
         if path in OPEN or path.startswith(OIP_OPEN):
             return
+        if self._tokenizer.state == "stopping":
+            raise NotReady("the service is stopping")
         if surplus:
             raise NotReady(f"{self.settings.max_connections} connections are open, which is the limit")
         self._keys.check(headers.get("authorization"))

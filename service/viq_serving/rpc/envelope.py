@@ -190,6 +190,8 @@ class Envelope(ServerInterceptor):
 
     def _admit(self, path: str, metadata: Metadata) -> None:
         if not path.startswith(_OPEN):
+            if self._stopping():
+                raise NotReady(f"the service is {self._tokenizer.state}")
             authorization = metadata.get("authorization")
             self._keys.check(None if authorization is None else str(authorization))
 
