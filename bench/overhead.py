@@ -1,10 +1,11 @@
 """What an otherwise idle server adds to one 64x64 image, by gRPC and by REST, over the same call in-process.
 
-    python bench/overhead.py --out bench/results/overhead.json
+    OMP_WAIT_POLICY=passive python bench/overhead.py --out bench/results/overhead.json
 
 One of each in turn, with a pause before it, as an idle server sees it: decode and encode in this process, gRPC, REST
-on a kept connection. This process computes with one thread that sleeps when idle, as the service does with so small
-an image; with torch's own setting its threads would spin on and take the cores from the server in the next call.
+on a kept connection, and two calls that compute nothing, for what a call costs at all here. This process computes
+with one thread that sleeps when idle, as the service does with so small an image; with torch's own setting its
+threads would spin on and take the cores from the server in the next call.
 Milliseconds; medians over the rounds, and of the differences within a round.
 """
 
@@ -16,10 +17,6 @@ import statistics
 from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter, sleep
-
-from viq_serving.openmp import sleep_when_idle
-
-sleep_when_idle()
 
 import grpc
 import httpx
@@ -53,6 +50,8 @@ def main() -> None:
         calls: dict[str, Callable[[], object]] = {
             "in_process": lambda: model.encode_pixels([decode(data, ImageLimits())]),
             "grpc": lambda: stub.Encode(request),
+            "grpc_info": lambda: stub.Info(pb.InfoRequest()),
+            "rest_livez": lambda: client.get("/livez"),
             "rest": lambda: client.post("/v1/encode", content=data, headers=raw).raise_for_status(),
         }
         seconds: dict[str, list[float]] = {name: [] for name in calls}

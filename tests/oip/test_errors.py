@@ -370,7 +370,7 @@ def test_shapes_that_claim_much_cost_nothing(address: Address, count: int) -> No
 
 def test_a_broken_message_is_an_invalid_argument(address: Address) -> None:
     with grpc.insecure_channel(address.grpc) as channel:
-        ask = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+        ask: Any = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
         with pytest.raises(grpc.RpcError) as caught:
             ask(b"\xff\xff\xff no message", timeout=60)
         error: Any = caught.value

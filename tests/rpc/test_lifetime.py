@@ -187,7 +187,7 @@ def test_health_follows_the_service_from_loading_to_stopping(open_door: Open, mo
         door.inside(door.tokenizer.drain)
         all_are(NOT_SERVING)
         assert door.viq.Info(pb.InfoRequest()).models
-        door.inside(door.tokenizer.refuse)
+        door.inside(door.tokenizer.stop)
         for watch in watches:  # they would hold up the end of the server
             with pytest.raises(grpc.RpcError):
                 next(watch)
@@ -213,7 +213,7 @@ def test_streams_of_clients_do_not_hold_up_the_end(open_door: Open) -> None:
         reflection = ServerReflectionStub(door.channel).ServerReflectionInfo(questions())
         watch = HealthStub(door.channel).Watch(HealthCheckRequest())
         assert next(watch).status == SERVING
-        door.inside(door.tokenizer.refuse)
+        door.inside(door.tokenizer.stop)
         for call in (reflection, watch):
             with pytest.raises(grpc.RpcError):
                 list(call)
