@@ -152,6 +152,18 @@ def test_a_request_that_waited_too_long_is_handed_back_unless_it_has_begun() -> 
     assert (batch.entries, batch.too_old) == ([], [old])
 
 
+def test_the_age_limit_leaves_time_for_the_batch_but_never_more_than_half() -> None:
+    scheduler = Scheduler(10, max_age_s=4.0)
+    for _ in range(3):
+        scheduler.learn(EMBED, 10, 1.0)
+        scheduler.learn(DECODE, 10, 60.0)
+    for flow, limit_s in ((EMBED, 3.0), (DECODE, 2.0)):
+        young, old = entry(1, flow, asked=10.0 - limit_s + 0.1), entry(1, flow, asked=10.0 - limit_s - 0.1)
+        put(scheduler, young, old)
+        batch = batch_of(scheduler, now=10.0)
+        assert (batch.entries, batch.too_old) == ([young], [old])
+
+
 def test_the_oldest_waiting_is_told() -> None:
     scheduler, first = Scheduler(100), entry(1)
     scheduler.put(first, 3.0)

@@ -12,7 +12,7 @@ from viq_serving.engine.scheduler import Flow
 from viq_serving.errors import DeadlineExceeded, Overloaded, TooLarge
 
 _SOONEST_S, _LATEST_S = 0.05, 60.0  # bounds of a retry hint
-_SURE = 0.9  # of an expectation: work is refused for its deadline only if the deadline is missed by more than noise
+_SURE = 0.9  # expectations are means: a tenth is left for what differs from them
 
 
 class Admission:
@@ -64,7 +64,7 @@ class Admission:
             )
         # The last batch before it is as likely to begin late as early, and it will itself be computed in company.
         company_s = sum(self._expected_s(flow, self._batch_cost()) for flow in costs)
-        room_s = max(self.max_age_s - company_s, self.max_age_s / 2)
+        room_s = max(_SURE * self.max_age_s - company_s, self.max_age_s / 2)
         if wait_s > room_s:
             raise Overloaded(
                 f"expected to wait {wait_s + company_s:.1f} s for the device, the limit is {self.max_age_s:g} s",

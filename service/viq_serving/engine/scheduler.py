@@ -143,13 +143,15 @@ class Scheduler:
     def _chosen(self, name: Flow, flow: _Waiting, now: float) -> Batch:
         chosen, passed, too_late, too_old = list[Entry](), list[Entry](), list[Entry](), list[Entry]()
         room = self.batch_cost
+        # What begins now is computed in company; half of the limit is for waiting however long that takes.
+        oldest = now - max(self.max_age_s - flow.pace.seconds(self.batch_cost), self.max_age_s / 2)
         while flow.entries and room > 0 and len(passed) < _LOOK_AHEAD:
             entry = flow.entries.popleft()
             if not entry.waits:
                 continue
             if entry.request.deadline < now + flow.pace.seconds(entry.cost):
                 too_late.append(entry)
-            elif not entry.request.begun and now - entry.request.asked > self.max_age_s:
+            elif not entry.request.begun and entry.request.asked < oldest:
                 too_old.append(entry)
             elif not chosen or entry.cost <= room:  # the oldest goes even if it is larger than a batch
                 entry.request.begun = True
