@@ -91,7 +91,7 @@ bench: dev  ## the figures of README: row invariance, VAE, full size (minutes, 1
 
 bench-service: dev  ## the figures of the service: about 15 minutes on 2 cores that nobody else uses
 	OMP_WAIT_POLICY=passive $(BIN)/python bench/overhead.py --out bench/results/overhead.json
-	$(BIN)/python bench/engine.py --out bench/results/engine.json
+	OMP_WAIT_POLICY=passive $(BIN)/python bench/engine.py --images 32 --rounds 3 --out bench/results/engine.json
 	$(BIN)/python bench/throughput.py --out bench/results/throughput.json
 	$(BIN)/python bench/overload.py --out bench/results/overload.json
 	$(BIN)/python bench/spinning.py --out bench/results/spinning.json

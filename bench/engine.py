@@ -1,6 +1,6 @@
 """The engine beside the same model without it, mixed sizes, one run, one set of weights, one process.
 
-    python bench/engine.py --out bench/results/engine.json
+    OMP_WAIT_POLICY=passive python bench/engine.py --images 32 --rounds 3 --out bench/results/engine.json
 
 (a) engine: requests admitted, decoded on the pool, packed by cost; (b) one at a time: each request decodes and
 encodes by itself, one after another; (c) padded: what waits, up to a number of images, padded to the largest of

@@ -97,6 +97,10 @@ class Service:
         await asyncio.sleep(_REFUSING_S)
         await doors.close(_FAREWELL_S if self._lost.is_set() else settings.stall_timeout_s)
         if not self.stuck:
+            await tokenizer.finish()
+        if self._lost.is_set():  # it may have been lost only now
+            self.stuck, code = True, UNUSABLE
+        if not self.stuck:
             tokenizer.close()
         return code
 

@@ -32,6 +32,7 @@ from viq_serving.errors import (
     Internal,
     InvalidInput,
     NotReady,
+    Overloaded,
     TooLarge,
     UnknownModel,
     ViQError,
@@ -62,6 +63,8 @@ log = logging.getLogger("viq.tokenizer")
 
 TERMS = Terms()
 
+_OF_ALL = (Overloaded, NotReady, DeadlineExceeded)
+
 State = Literal["loading", "ready", "draining", "stopping", "lost"]
 
 A = TypeVar("A")
@@ -88,6 +91,7 @@ class Tokenizer:
         self._models: dict[str, ModelInfo] = {}
         self._refuses: str | None = None
         self._pool = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="viq-images")
+        self._headers = ThreadPoolExecutor(1, thread_name_prefix="viq-headers")
 
     @property
     def state(self) -> State:
@@ -112,11 +116,16 @@ class Tokenizer:
         if self._state != "lost":
             self._become("stopping")
 
+    async def finish(self) -> None:
+        """Wait until what is under way is computed, or the device is lost."""
+        await self._engine.finish()
+
     def close(self) -> None:
         """Let what waits be computed and the threads end; who asks now, or is not done yet, is told so."""
         self._refuses = self._refuses or "the service is stopping"
         self._engine.close()
-        self._pool.shutdown(wait=self._state != "lost", cancel_futures=True)
+        for pool in (self._pool, self._headers):
+            pool.shutdown(wait=self._state != "lost", cancel_futures=True)
 
     def models(self) -> list[ModelInfo]:
         """The loaded sizes, the default first."""
@@ -240,7 +249,10 @@ class Tokenizer:
                 counted.append(error.with_traceback(None))
         unsure = {i: one for i, one in enumerate(inputs) if counted[i] is None and isinstance(one, ImageFile)}
         if unsure:
-            opened = await self._pooled(self._probed, list(unsure.values()))
+            # Beside the pool: to be refused must not wait behind what is decoded there.
+            opened = await asyncio.get_running_loop().run_in_executor(
+                self._headers, lambda: [_or_error(self._probed, one) for one in unsure.values()]
+            )
             for index, patches in zip(unsure, opened, strict=True):
                 counted[index] = patches
         return [Internal() if patches is None else patches for patches in counted]
@@ -267,8 +279,8 @@ class Tokenizer:
             if patches
         }
         most = max((sum(patches) for patches in counts.values()), default=0)
-        with self._engine.admission.admitted(most, costs, terms.deadline - monotonic()):
-            yield Request(monotonic(), terms.deadline, terms.request_id)
+        with self._engine.admission.admitted(most, costs, terms.deadline - monotonic()) as held:
+            yield Request(monotonic(), terms.deadline, terms.request_id, held)
 
     async def _encoded(
         self,
@@ -317,6 +329,8 @@ class Tokenizer:
         answers = await self._engine.answers(job)
         watch.engine(asked, entries, answers)
         for index, answer in zip(counts, answers, strict=True):
+            if isinstance(answer.result, _OF_ALL):  # of the request, whichever of its images it met
+                raise answer.result
             results[index] = answer.result
         return results
 
@@ -382,6 +396,9 @@ def _or_error(work: Callable[[A], B], item: A | ViQError) -> B | ViQError:
         return work(item)
     except ViQError as error:
         return error.with_traceback(None)
+    except Exception:
+        log.exception("an image of a request could not be worked on")
+        return Internal()
 
 
 def _paired(left: Sequence[A | ViQError], right: Sequence[B | ViQError]) -> list[tuple[A, B] | ViQError]:

@@ -24,12 +24,12 @@ def admission(max_patches: int = 1000, max_age_s: float = 10.0) -> Admission:
 def test_room_is_given_back_on_every_way_out() -> None:
     room = admission()
     with room.admitted(600, {ENCODE: 600.0}, math.inf):
-        assert (room.patches, room.wait_s()) == (600, 6.0)
+        assert (room.patches, room.wait_s(ENCODE)) == (600, 6.0)
     with pytest.raises(ValueError, match="wrong"), room.admitted(600, {ENCODE: 600.0}, math.inf):
         raise ValueError("wrong")
     with pytest.raises(Overloaded), room.admitted(600, {}, math.inf), room.admitted(600, {}, math.inf):
         pass
-    assert (room.patches, room.wait_s()) == (0, 0.0)
+    assert (room.patches, room.wait_s(ENCODE)) == (0, 0.0)
 
 
 def test_a_full_queue_refuses_with_the_time_until_there_is_room() -> None:
@@ -68,6 +68,31 @@ def test_work_that_cannot_meet_its_deadline_is_refused_before_it_waits() -> None
             raise AssertionError("admitted")
         with room.admitted(100, {ENCODE: 100.0}, 6.5):
             assert room.patches == 600
+
+
+def test_what_is_computed_is_waited_for_no_longer_but_its_patches_count_until_the_reply() -> None:
+    room = admission()
+    with room.admitted(600, {ENCODE: 600.0}, math.inf) as held:
+        room.computed(held, ENCODE, 500.0)
+        assert (room.patches, room.wait_s(ENCODE)) == (600, 1.0)
+        room.computed(held, ENCODE, 500.0)
+        assert (held, room.wait_s(ENCODE)) == ({ENCODE: 0.0}, 0.0)
+    assert (room.patches, room.wait_s(ENCODE)) == (0, 0.0)
+
+
+def test_a_flood_of_one_operation_does_not_shut_the_door_to_another() -> None:
+    room = admission(max_patches=10_000)
+    with room.admitted(900, {ENCODE: 900.0}, math.inf), room.admitted(10, {("embed", "nano"): 10.0}, math.inf):
+        assert room.wait_s(ENCODE) == pytest.approx(9.1)
+        assert room.wait_s(("embed", "nano")) == pytest.approx(0.1 + (0.1 + 1.0))
+
+
+def test_an_idle_server_tries_what_it_expects_to_be_too_slow() -> None:
+    room = admission()
+    with room.admitted(100, {ENCODE: 100.0}, 0.01):
+        assert room.patches == 100
+    with pytest.raises(DeadlineExceeded), room.admitted(100, {ENCODE: 100.0}, 0.0):
+        raise AssertionError("admitted")
 
 
 @pytest.mark.parametrize(("surplus_s", "hint_s"), [(0.0, 0.05), (3.0, 3.0), (1e9, 60.0)])

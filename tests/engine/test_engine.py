@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import weakref
 from collections.abc import Awaitable, Callable, Sequence
 from time import monotonic
 from typing import Any, TypeVar
@@ -203,6 +204,43 @@ def test_a_batch_that_does_not_fit_into_memory_is_halved_until_it_does(ask: Ask,
     ask(question)
 
 
+def test_what_ran_out_of_memory_is_let_go_before_the_next_try(ask: Ask) -> None:
+    class Activations:
+        """As large as they like: only whether they are still held is looked at."""
+
+    held = weakref.WeakSet[Activations]()
+    left: list[int] = []
+
+    def full(images: Sequence[Patches]) -> None:
+        left.append(len(held))
+        activations = Activations()
+        held.add(activations)
+        if len(images) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    async def question(tokenizer: Tokenizer, faulty: Faulty) -> None:
+        for result in await behind_a_gate(tokenizer, faulty, [image(16)] * 16, full):
+            codes_of(result)
+        assert len(left) > 8
+        assert set(left) == {0}
+
+    ask(question)
+
+
+def test_a_slow_recovery_is_progress_as_long_as_its_parts_are(ask: Ask) -> None:
+    def slow(images: Sequence[Patches]) -> None:
+        if len(images) > 1:
+            raise RuntimeError("only one by one")
+        threading.Event().wait(0.2)
+
+    async def question(tokenizer: Tokenizer, faulty: Faulty) -> None:
+        for result in await behind_a_gate(tokenizer, faulty, [image(16)] * 8, slow):
+            codes_of(result)
+        assert tokenizer.state == "ready"
+
+    ask(question, stall_timeout_s=1.0)
+
+
 def test_one_image_that_does_not_fit_into_memory_fails_and_the_next_works(ask: Ask) -> None:
     # The grey picture that the engine then tries the device with does fit.
     async def question(tokenizer: Tokenizer, faulty: Faulty) -> None:
@@ -240,10 +278,9 @@ def test_a_stalled_device_is_noticed_and_its_waiters_are_told(ask: Ask) -> None:
     async def question(tokenizer: Tokenizer, faulty: Faulty) -> None:
         gate = faulty.fault = Gate()
         requests = [asyncio.create_task(tokenizer.encode([image()], tokenizer.model())) for _ in range(3)]
-        results = await asyncio.gather(*requests)
-        for result in results:
-            assert isinstance(result.items[0], NotReady)
-            assert "no progress" in str(result.items[0])
+        for result in await asyncio.gather(*requests, return_exceptions=True):
+            assert isinstance(result, NotReady)
+            assert "no progress" in str(result)
         assert tokenizer.state == "lost"
         gate.open()
 
@@ -256,8 +293,8 @@ def test_a_thread_that_dies_takes_no_waiter_with_it(ask: Ask, caplog: pytest.Log
 
     async def question(tokenizer: Tokenizer, faulty: Faulty) -> None:
         faulty.fault = dies
-        (item,) = (await tokenizer.encode([image()], tokenizer.model())).items
-        assert isinstance(item, NotReady)
+        with pytest.raises(NotReady, match="lost"):
+            await tokenizer.encode([image()], tokenizer.model())
         assert tokenizer.state == "lost"
 
     ask(question)

@@ -26,6 +26,23 @@ def test_batches_of_one_cost_give_a_rate() -> None:
     assert pace.seconds(50) == pytest.approx(1.0)
 
 
+def test_traffic_of_one_cost_does_not_unlearn_what_large_work_takes() -> None:
+    pace = Pace()
+    for cost in (4, 64, 4, 64):
+        pace.observe(cost, 0.010 + 0.001 * cost)
+    for number in range(600):
+        pace.observe(17, 0.027 * (1.1 if number % 2 else 0.9))
+    assert pace.seconds(1000) == pytest.approx(1.010, rel=0.2)
+
+
+def test_one_hiccup_is_soon_forgotten() -> None:
+    pace = Pace()
+    for _ in range(30):
+        pace.observe(17, 0.017)
+    pace.observe(17, 8.0)
+    assert pace.seconds(17) < 2 * 0.017
+
+
 def test_noise_never_makes_an_expectation_negative() -> None:
     pace = Pace()
     for cost, seconds in ((10, 5.0), (1000, 0.1), (20, 4.0)):

@@ -141,6 +141,14 @@ def test_work_that_cannot_finish_before_its_deadline_is_not_begun() -> None:
     assert (batch.entries, batch.too_late) == ([feasible], [hopeless])
 
 
+def test_alone_work_is_begun_even_if_it_is_expected_to_be_late() -> None:
+    scheduler, alone = Scheduler(100), entry(10, deadline=1.0)
+    for _ in range(3):
+        scheduler.learn(EMBED, 10, 2.0)
+    put(scheduler, alone)
+    assert batch_of(scheduler).entries == [alone]
+
+
 def test_a_request_that_waited_too_long_is_handed_back_unless_it_has_begun() -> None:
     scheduler = Scheduler(10, max_age_s=4.0)
     begun = Request(0.0)

@@ -31,22 +31,41 @@ class Admission:
         self._costs: dict[Flow, float] = {}
 
     @contextmanager
-    def admitted(self, patches: int, costs: Mapping[Flow, float], left_s: float) -> Iterator[None]:
+    def admitted(self, patches: int, costs: Mapping[Flow, float], left_s: float) -> Iterator[dict[Flow, float]]:
         """Hold room for `patches` of these costs inside the `with` block; `left_s` seconds are left to the deadline.
+
+        What is given are the costs still to be computed; `computed` takes from them.
 
         Raises `TooLarge` for what could never be admitted, `Overloaded` with a hint when it can be tried again,
         `DeadlineExceeded` if what is ahead of it takes longer than is left.
         """
         self._check(patches, costs, left_s)
-        self._add(patches, costs, 1)
+        held = dict(costs)
+        self.patches += patches
+        for flow, cost in held.items():
+            self._costs[flow] = self._costs.get(flow, 0.0) + cost
         try:
-            yield
+            yield held
         finally:
-            self._add(patches, costs, -1)
+            self.patches -= patches
+            for flow, cost in list(held.items()):
+                self.computed(held, flow, cost)
 
-    def wait_s(self) -> float:
-        """Expected seconds until all that is admitted is computed."""
-        return sum(self._expected_s(flow, cost) for flow, cost in self._costs.items())
+    def computed(self, held: dict[Flow, float], flow: Flow, cost: float) -> None:
+        """Count `cost` of what a request holds as done: others need not wait for it any more."""
+        done = min(cost, held.get(flow, 0.0))
+        if done > 0:
+            held[flow] -= done
+            self._costs[flow] -= done
+
+    def wait_s(self, flow: Flow) -> float:
+        """Expected seconds until all admitted of `flow` is computed, the others having their share meanwhile."""
+        own_s = self._expected_s(flow, self._costs.get(flow, 0.0))
+        others = ((name, cost) for name, cost in self._costs.items() if name != flow)
+        batch = self._batch_cost()
+        return own_s + sum(
+            min(self._expected_s(name, cost), own_s + self._expected_s(name, batch)) for name, cost in others
+        )
 
     def hint_s(self, surplus_s: float) -> float:
         """When to come again, if `surplus_s` seconds of work must go first."""
@@ -55,9 +74,10 @@ class Admission:
     def _check(self, patches: int, costs: Mapping[Flow, float], left_s: float) -> None:
         if patches > self.max_patches:
             raise TooLarge(f"request of {patches} patches in all, the queue holds at most {self.max_patches}")
-        surplus, wait_s = self.patches + patches - self.max_patches, self.wait_s()
+        surplus, wait_s = self.patches + patches - self.max_patches, max(map(self.wait_s, costs), default=0.0)
         if surplus > 0:
-            hint_s = self.hint_s(wait_s * surplus / self.patches)
+            all_s = sum(self._expected_s(flow, cost) for flow, cost in self._costs.items())
+            hint_s = self.hint_s(all_s * surplus / self.patches)
             raise Overloaded(
                 f"{self.patches} patches are waiting and {patches} more asked for, the limit is {self.max_patches}",
                 hint_s,
@@ -70,16 +90,9 @@ class Admission:
                 f"expected to wait {wait_s + company_s:.1f} s for the device, the limit is {self.max_age_s:g} s",
                 self.hint_s(wait_s - room_s),
             )
+        if self.patches == 0 and left_s > 0:
+            return  # tried even if too long is expected: an expectation that is wrong is unlearned only so
         ahead = {flow: self._costs.get(flow, 0.0) + cost for flow, cost in costs.items()}
         needed_s = _SURE * sum(self._expected_s(flow, cost) for flow, cost in ahead.items())
         if needed_s > left_s:
             raise DeadlineExceeded(f"needs about {needed_s:.3f} s, {max(left_s, 0):.3f} s are left to the deadline")
-
-    def _add(self, patches: int, costs: Mapping[Flow, float], sign: int) -> None:
-        self.patches += sign * patches
-        for flow, cost in costs.items():
-            left = self._costs.get(flow, 0.0) + sign * cost
-            if left > 0:
-                self._costs[flow] = left
-            else:
-                del self._costs[flow]

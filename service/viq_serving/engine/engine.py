@@ -32,7 +32,7 @@ log = logging.getLogger("viq.engine")
 CPU_BATCH, CUDA_BATCH = 1024, 16_384
 """Patches of a batch unless set. On a CPU more gain nothing: activations leave the cache, and others wait."""
 
-_WATCH_EVERY_S = 1.0
+_WATCH_EVERY_S, _LOOK_EVERY_S = 1.0, 0.02
 
 
 @dataclass(frozen=True)
@@ -118,6 +118,15 @@ class Engine:
             self._withdraw(job)
         return [job.answers[entry] for entry in job.entries]
 
+    async def finish(self) -> None:
+        """Let what waits be computed and the thread end, or be given up as lost; take nothing new."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        # Joining would stop the loop, which signals and the watch over the device need.
+        while self.worker.alive() and self.lost_because is None:  # noqa: ASYNC110  # a thread tells nobody of its end
+            await asyncio.sleep(_LOOK_EVERY_S)
+
     def close(self) -> None:
         """Let what waits be computed and the thread end; what is not in the queue yet never will be, and hears so."""
         with self._changed:
@@ -158,8 +167,7 @@ class Engine:
                 job.answers[entry] = answer
                 if len(job.answers) == len(job.entries):
                     ready.append(job)
-        if ready:
-            self._call(_wake, ready)
+        self._call(self._settle, ready, [entry for entry, _ in answers])
 
     def computed(self, batch: Batch, seconds: float, *, learn: bool) -> None:
         """A batch is done with."""
@@ -171,6 +179,11 @@ class Engine:
     def lost(self, reason: str) -> None:
         """The device is of no more use: everybody who waits hears so."""
         self._call(self._lose, reason)
+
+    def _settle(self, ready: Sequence[Job], answered: Sequence[Entry]) -> None:
+        for entry in answered:
+            self.admission.computed(entry.request.costs, entry.flow, entry.cost)
+        _wake(ready)
 
     def _refuse(self, batch: Batch) -> None:
         hint_s = self.admission.hint_s(self._scheduler.max_age_s / 2)
@@ -210,7 +223,7 @@ class Engine:
             since = self.worker.busy_since
             if since is not None and monotonic() - since > self._limits.stall_timeout_s:
                 self._lose(f"no progress for {self._limits.stall_timeout_s:g} s")
-            elif not self.worker.alive():
+            elif not self.worker.alive() and not self._closing:
                 self._lose("the device thread is gone")
 
     def _expected_s(self, flow: Flow, cost: float) -> float:

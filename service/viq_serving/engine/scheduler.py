@@ -23,11 +23,15 @@ _LOOK_AHEAD = 256  # entries looked at beyond the oldest for what still fits
 
 @dataclass(eq=False)
 class Request:
-    """What the entries of one request share; `name` is for the log. Times are seconds of one clock, here and below."""
+    """What the entries of one request share; times are seconds of one clock, here and below.
+
+    `name` is for the log, `costs` is what admission still holds for it.
+    """
 
     asked: float
     deadline: float = math.inf
     name: str = ""
+    costs: dict[Flow, float] = field(default_factory=dict)
     begun: bool = False
 
 
@@ -149,7 +153,9 @@ class Scheduler:
             entry = flow.entries.popleft()
             if not entry.waits:
                 continue
-            if entry.request.deadline < now + flow.pace.seconds(entry.cost):
+            # With nothing else to do it is tried even if too long is expected: only so can that be unlearned.
+            needed_s = flow.pace.seconds(entry.cost) if self.entries > 1 else 0.0
+            if entry.request.deadline < now + needed_s:
                 too_late.append(entry)
             elif not entry.request.begun and entry.request.asked < oldest:
                 too_old.append(entry)

@@ -9,12 +9,14 @@ import gc
 import logging
 import os
 import threading
+import traceback
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from time import monotonic, perf_counter
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +28,8 @@ from viq_serving.errors import Internal, ViQError
 
 if TYPE_CHECKING:
     from viq.model import ViQ
+
+T = TypeVar("T")
 
 log = logging.getLogger("viq.engine")
 
@@ -61,6 +65,14 @@ class Desk(Protocol):
         """The device is of no more use."""
 
 
+@dataclass(frozen=True)
+class _Done:
+    """What the device made of some entries."""
+
+    results: Sequence[Any]
+    transfer_s: float
+
+
 @dataclass
 class _Flight:
     """A batch that has been handed to the device."""
@@ -68,7 +80,7 @@ class _Flight:
     batch: Batch
     entries: list[Entry]
     begun: float
-    launched: Launched[Any] | Exception
+    launched: Launched[Any] | Exception | None
 
 
 class Worker:
@@ -138,25 +150,20 @@ class Worker:
         entries, begun = [entry for entry in batch.entries if entry.alive], monotonic()
         if not entries:
             return _Flight(batch, [], begun, Launched(0.0, list))
-        try:
-            return _Flight(batch, entries, begun, self._forward(entries))
-        except Exception as error:  # noqa: BLE001  # whatever it is, it is looked at when the batch lands
-            return _Flight(batch, entries, begun, error)
+        return _Flight(batch, entries, begun, _tried(partial(self._forward, entries)))
 
     def _land(self, flight: _Flight) -> None:
         """Wait for a batch and answer its entries; if it failed, find out which entry is to blame."""
-        try:
-            if isinstance(flight.launched, Exception):
-                raise flight.launched
-            results = flight.launched.results()
-        except Exception as error:  # noqa: BLE001
-            self._recover(flight.entries, error)
+        launched, flight.launched = flight.launched, None
+        done = launched if isinstance(launched, Exception) else _tried(partial(_results, launched, len(flight.entries)))
+        seconds, self._landed = monotonic() - max(flight.begun, self._landed), monotonic()
+        if isinstance(done, Exception):
+            launched = None  # what it holds of the device's memory is needed now
+            self._recover(flight.entries, done)
             self._desk.computed(flight.batch, monotonic() - flight.begun, learn=False)
             return
-        whole = len(flight.entries) == len(flight.batch.entries)
-        seconds, self._landed = monotonic() - max(flight.begun, self._landed), monotonic()
-        self._answer(flight.entries, results, flight.begun, flight.launched.transfer_s)
-        self._desk.computed(flight.batch, seconds, learn=whole)
+        self._answer(flight.entries, done, flight.begun)
+        self._desk.computed(flight.batch, seconds, learn=len(flight.entries) == len(flight.batch.entries))
 
     def _recover(self, entries: list[Entry], error: Exception) -> None:
         """Compute again what failed: halves if memory ran out, else one by one, so that one bad entry fails alone."""
@@ -178,20 +185,16 @@ class Worker:
     def _again(self, entries: list[Entry]) -> None:
         if not entries:
             return
-        begun = monotonic()
-        try:
-            launched = self._forward(entries)
-            results = launched.results()
-        except Exception as error:  # noqa: BLE001
-            self._recover(entries, error)
+        begun = self.busy_since = monotonic()  # each try is progress
+        done = _tried(lambda: _results(self._forward(entries), len(entries)))
+        if isinstance(done, Exception):
+            self._recover(entries, done)
         else:
-            self._answer(entries, results, begun, launched.transfer_s)
+            self._answer(entries, done, begun)
 
-    def _answer(self, entries: Sequence[Entry], results: Sequence[Any], begun: float, transfer_s: float) -> None:
-        if len(results) != len(entries):
-            raise RuntimeError(f"{len(results)} results for {len(entries)} images")
-        compute_s = monotonic() - begun - transfer_s
-        answers = (Answer(result, begun, transfer_s, compute_s) for result in results)
+    def _answer(self, entries: Sequence[Entry], done: _Done, begun: float) -> None:
+        compute_s = monotonic() - begun - done.transfer_s
+        answers = (Answer(result, begun, done.transfer_s, compute_s) for result in done.results)
         self._desk.answer(list(zip(entries, answers, strict=True)))
 
     def _fail(self, entry: Entry, error: Exception) -> None:
@@ -217,6 +220,28 @@ class Worker:
         model, work = self.models[size], [entry.work for entry in entries]
         launch: Callable[[Sequence[Any]], Launched[Any]] = getattr(model, f"launch_{method}")
         return launch(work)
+
+
+def _results(launched: Launched[Any] | None, count: int) -> _Done:
+    if launched is None:
+        raise RuntimeError("a batch landed twice")
+    results = launched.results()
+    if len(results) != count:
+        raise RuntimeError(f"{len(results)} results for {count} images")
+    return _Done(results, launched.transfer_s)
+
+
+def _tried(work: Callable[[], T]) -> T | Exception:
+    """What `work` gives, or the error it ends with, whose frames no longer hold what they computed."""
+    try:
+        return work()
+    except Exception as error:  # noqa: BLE001  # whatever it is, it is looked at by the one who asked
+        failed = error
+    link: BaseException | None = failed
+    while link is not None:
+        traceback.clear_frames(link.__traceback__)
+        link = link.__context__
+    return failed
 
 
 def out_of_memory(error: BaseException) -> bool:
