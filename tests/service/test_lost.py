@@ -86,14 +86,17 @@ def test_a_device_lost_while_stopping_is_no_clean_end() -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_second_signal_ends_also_a_process_whose_device_hangs(number: signal.Signals) -> None:
-    with hanging(3600.0, drain_delay=3600.0) as (process, http, _):
-        with httpx.Client(timeout=60) as client, ThreadPoolExecutor(1) as pool:
-            pool.submit(client.post, f"http://{http}/v1/encode", content=HANGS)
-            assert process.stdout is not None
-            assert process.stdout.readline() == "hangs\n"
-            process.send_signal(number)
-            while httpx.get(f"http://{http}/readyz", timeout=60).status_code == 200:  # the first is not obeyed yet
-                pass
-            assert process.poll() is None
-            process.send_signal(number)
-            assert process.wait(20) == 128 + number
+    with (
+        hanging(3600.0, drain_delay=3600.0) as (process, http, _),
+        httpx.Client(timeout=60) as client,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        pool.submit(client.post, f"http://{http}/v1/encode", content=HANGS)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "hangs\n"
+        process.send_signal(number)
+        while httpx.get(f"http://{http}/readyz", timeout=60).status_code == 200:  # the first is not obeyed yet
+            pass
+        assert process.poll() is None
+        process.send_signal(number)
+        assert process.wait(20) == 128 + number
