@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
-from viq_serving.openmp import sleep_when_idle
+import os
 
-sleep_when_idle()  # as the service does: tests have servers, clients and models in the same two cores
+# Tests have servers, clients and models in the same few cores: torch's threads sleep as soon as they are idle. It is
+# read when torch is imported, here and in every process that a test starts.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")

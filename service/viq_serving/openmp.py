@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 
+_SPINS = "10000"  # some 50 µs: longer than from one operation of a forward to the next, shorter than a time slice
 
-def sleep_when_idle() -> None:
-    """Let threads that have nothing to do sleep instead of spin; only before torch is imported, which reads it then.
+
+def spin_briefly() -> None:
+    """Let threads that have nothing to do sleep soon; only before torch is imported, which reads it then.
 
     By default an idle OpenMP thread spins for milliseconds. In a process with other threads that want the cores
-    (event loop, image decoding, the neighbours on the machine) a wait may then last a time slice: with one busy
-    process beside it on 2 cores, a forward of 256x256 on nano takes 132 ms and not 40 (`bench/spinning.py`).
+    (event loop, image decoding, the neighbours on the machine) a wait may then last a time slice; to sleep at once
+    costs a wake-up an operation (`bench/spinning.py`, `bench/throughput.py`). What the operator sets stays.
     """
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", _SPINS)

@@ -22,8 +22,8 @@ from viq_serving.pb.viq_pb2_grpc import ViQStub
 
 SERVE = """
 import sys, threading
-from viq_serving.openmp import sleep_when_idle
-sleep_when_idle()
+from viq_serving.openmp import spin_briefly
+spin_briefly()
 from viq import ViQ
 from viq_serving.app import run
 from viq_serving.settings import Settings

@@ -39,9 +39,9 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(settings.masked(), indent=2))
         return DONE
     require("torch", "safetensors", "fastapi", "uvicorn", "httptools", "prometheus_client")
-    from viq_serving.openmp import sleep_when_idle
+    from viq_serving.openmp import spin_briefly
 
-    sleep_when_idle()
+    spin_briefly()
     from viq_serving.app import run as serve
 
     return serve(settings)
