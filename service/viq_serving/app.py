@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -121,6 +122,9 @@ class Service:
         if loading.exception() is not None:
             ending.cancel()
             return _unusable(loading.exception())
+        # What is loaded stays: each full collection would walk through it all, while everybody waits.
+        gc.collect()
+        gc.freeze()
         log.info("ready: %s", ", ".join(f"{one.label} {one.fingerprint}" for one in tokenizer.models()))
         await ending
         if self._stop.is_set():

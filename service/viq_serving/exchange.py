@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import uuid
@@ -33,6 +34,7 @@ class Exchange:
     outcome: str = "ok"
     timings: Timings | None = None
     items: int = 0
+    ended: float | None = None
 
     @classmethod
     def begin(cls, door: Door, wanted_id: str | None = None) -> Exchange:
@@ -41,8 +43,13 @@ class Exchange:
         return cls(wanted_id if wanted_id and given else uuid.uuid4().hex, door, perf_counter())
 
     def seconds(self) -> float:
-        """Seconds since it began."""
-        return perf_counter() - self.begun
+        """Seconds since it began, until it ended if it has."""
+        return (self.ended or perf_counter()) - self.begun
+
+    def end(self, metrics: Metrics) -> None:
+        """Note that it is answered, and count and log it when the event loop has nothing more urgent to do."""
+        self.ended = perf_counter()
+        asyncio.get_running_loop().call_soon(self.close, metrics)
 
     def close(self, metrics: Metrics) -> None:
         """Count and log the request, once it is answered."""

@@ -63,6 +63,8 @@ log = logging.getLogger("viq.tokenizer")
 
 TERMS = Terms()
 
+_SMALL_PATCHES = 1024
+
 _OF_ALL = (Overloaded, NotReady, DeadlineExceeded)
 
 State = Literal["loading", "ready", "draining", "stopping", "lost"]
@@ -301,7 +303,7 @@ class Tokenizer:
         for (index, _), one in zip(images, made, strict=True):
             codes[index] = one
             if isinstance(one, Codes):
-                self._metrics.used(model.size, one.array)
+                asyncio.get_running_loop().call_soon(self._metrics.used, model.size, one.array)
         return codes
 
     async def _computed(
@@ -320,12 +322,18 @@ class Tokenizer:
         if not counts:
             return results
         entries = [Entry((method, model.size), n, request) for n in counts.values()]
+        # To wake a second thread takes longer than to decode a small image on the device's own, while that is free.
+        here = self._engine.idle and len(entries) == 1 and entries[0].patches <= _SMALL_PATCHES
         job, asked = self._engine.job(entries), monotonic()
         for entry, index in zip(entries, counts, strict=True):
             if prepare is None:
-                self._engine.queue(entry, items[index])
+                entry.work = items[index]
+                self._engine.queue(entry)
+            elif here:
+                entry.make = partial(prepare, items[index], entry)
+                self._engine.queue(entry)
             else:
-                self._pool.submit(self._prepare, entry, items[index], prepare)
+                self._pool.submit(self._engine.prepare, entry, partial(prepare, items[index], entry))
         answers = await self._engine.answers(job)
         watch.engine(asked, entries, answers)
         for index, answer in zip(counts, answers, strict=True):
@@ -333,19 +341,6 @@ class Tokenizer:
                 raise answer.result
             results[index] = answer.result
         return results
-
-    def _prepare(self, entry: Entry, item: Any, prepare: Callable[[Any, Entry], object]) -> None:
-        """Make an entry's work and queue it, on the pool."""
-        if not entry.alive:
-            return
-        try:
-            self._engine.queue(entry, prepare(item, entry))
-        except ViQError as error:
-            self._engine.fail(entry, error.with_traceback(None))
-        except BaseException:
-            fields = {"request_id": entry.request.name}
-            log.exception("an image could not be prepared", extra={"fields": fields})
-            self._engine.fail(entry, Internal())
 
     def _patches(self, image: ImageFile, entry: Entry) -> Patches:
         from viq.patches import Patches
@@ -369,7 +364,8 @@ class Tokenizer:
     def _results(self, method: Method, model: ModelInfo, items: Sequence[R | ViQError], watch: Stopwatch) -> Results[R]:
         timings = watch.timings()
         sizes = [item.image_size for item in items if not isinstance(item, ViQError)]
-        self._metrics.served(method, model.size, sizes, timings)
+        # Counted when the reply is on its way: nobody can ask for the count before that.
+        asyncio.get_running_loop().call_soon(self._metrics.served, method, model.size, sizes, timings)
         return Results(model, items, timings)
 
 

@@ -68,8 +68,9 @@ class Door:
             pause.wait(0.005)
 
     def sample(self, name: str, **labels: str) -> float:
-        """A metric's value, 0 if there is none."""
-        return self.metrics.registry.get_sample_value(name, labels) or 0.0
+        """A metric's value, 0 if there is none, when the loop has done what it had put off."""
+        value: float | None = self.inside(self.metrics.registry.get_sample_value, name, labels)
+        return value or 0.0
 
 
 Open = Callable[..., AbstractContextManager[Door]]

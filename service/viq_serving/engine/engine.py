@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, TypeVar
 from viq_serving.engine.admission import Admission
 from viq_serving.engine.scheduler import Batch, Entry, Flow, Scheduler
 from viq_serving.engine.worker import Answer, Worker, memory_of
-from viq_serving.errors import DeadlineExceeded, NotReady, Overloaded, ViQError
+from viq_serving.errors import DeadlineExceeded, Internal, NotReady, Overloaded, ViQError
 from viq_serving.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -98,9 +98,18 @@ class Engine:
                 self._jobs[entry] = job
         return job
 
-    def queue(self, entry: Entry, work: object) -> None:
+    @property
+    def idle(self) -> bool:
+        """Whether nobody waits for anything."""
+        return not self._jobs
+
+    def prepare(self, entry: Entry, make: Callable[[], object]) -> None:
+        """Give `entry` the work that `make` makes and let it wait for the device, from any thread."""
+        if self._made(entry, make):
+            self.queue(entry)
+
+    def queue(self, entry: Entry) -> None:
         """Let `entry` wait for the device, from any thread; nothing happens if nobody wants it any more."""
-        entry.work = work
         with self._changed:
             if entry.alive:
                 self._scheduler.put(entry, monotonic())
@@ -152,6 +161,9 @@ class Engine:
                     return None
                 self._changed.wait()
         self._refuse(batch)
+        for entry in batch.entries:
+            if entry.make is not None and self._made(entry, entry.make):
+                entry.queued = monotonic()  # what came before was preprocessing
         return batch
 
     def answer(self, answers: Sequence[tuple[Entry, Answer]]) -> None:
@@ -160,7 +172,7 @@ class Engine:
         with self._changed:
             for entry, answer in answers:
                 entry.alive = False
-                entry.work = None
+                entry.work = entry.make = None
                 job = self._jobs.pop(entry, None)
                 if job is None:
                     continue
@@ -193,6 +205,23 @@ class Engine:
             for entry in entries:
                 self.fail(entry, error)
 
+    def _made(self, entry: Entry, make: Callable[[], object]) -> bool:
+        """Give `entry` its work; one whose work cannot be made fails alone."""
+        entry.make = None
+        if not entry.alive:
+            return False
+        try:
+            entry.work = make()
+        except ViQError as error:
+            self.fail(entry, error.with_traceback(None))
+        except BaseException:
+            fields = {"request_id": entry.request.name}
+            log.exception("an image could not be prepared", extra={"fields": fields})
+            self.fail(entry, Internal())
+        else:
+            return True
+        return False
+
     def _call(self, what: Callable[..., None], *arguments: object) -> None:
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(what, *arguments)
@@ -214,7 +243,7 @@ class Engine:
             for entry in job.entries:
                 if self._jobs.pop(entry, None) is not None:
                     self._scheduler.withdraw(entry)
-                    entry.work = None
+                    entry.work = entry.make = None
 
     async def _watch(self) -> None:
         """Notice a device that makes no progress, and a thread that ended without a word."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -37,12 +38,16 @@ class Request:
 
 @dataclass(eq=False)
 class Entry:
-    """One image's worth of work for the device. `alive` until nobody wants it any more."""
+    """One image's worth of work for the device. `alive` until nobody wants it any more.
+
+    `make` makes the work of one that is queued before it is prepared.
+    """
 
     flow: Flow
     patches: int
     request: Request
     work: object = None
+    make: Callable[[], object] | None = None
     queued: float = 0.0
     waits: bool = False
     alive: bool = True

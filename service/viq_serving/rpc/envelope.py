@@ -113,7 +113,7 @@ class Envelope(ServerInterceptor):
             except Exception as error:  # noqa: BLE001  # answered, and in the log
                 refusal = self._refusal(error, exchange)
             finally:
-                exchange.close(self._metrics)
+                exchange.end(self._metrics)
             if refusal is not None:
                 await context.abort(*refusal)
             if exchange.model is not None:  # now it is known whose fingerprint
