@@ -10,7 +10,8 @@ from typing import Generic, Literal, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from viq_serving.errors import ViQError
+from viq_serving.allowance import Allowance
+from viq_serving.errors import Forbidden, ViQError
 
 Alpha = Literal["white", "drop"]
 FeatureDtype = Literal["float32", "float16", "bfloat16"]
@@ -39,15 +40,39 @@ class ImageFile:
 
 
 @dataclass(frozen=True)
+class Caller:
+    """Who asks, and what they may: lanes, and patches and requests at one time (None: as many as there is room for).
+
+    `name` tells callers apart without showing their keys; it is empty for everybody who shows none.
+    """
+
+    name: str = ""
+    lanes: frozenset[Priority] = frozenset(("interactive", "bulk"))
+    patches: Allowance | None = None
+    requests: Allowance | None = None
+
+    def permit(self, priority: Priority) -> None:
+        """Raise `Forbidden` if this lane is not open to the caller."""
+        if priority not in self.lanes:
+            raise Forbidden(f"the key has no right to {priority}, only to {', '.join(sorted(self.lanes))}")
+
+
+ANYBODY = Caller()
+
+
+@dataclass(frozen=True)
 class Terms:
     """What a caller asks of the answer beside its content: `deadline` is on the clock of `time.monotonic`, in s.
 
-    `request_id` is for the log alone.
+    `request_id` is for the log alone. Who is `patient` waits for room in place of being refused for a full queue or
+    for the time it takes.
     """
 
     deadline: float = math.inf
     priority: Priority = "interactive"
     request_id: str = ""
+    patient: bool = False
+    caller: Caller = ANYBODY
 
 
 @dataclass(frozen=True)
