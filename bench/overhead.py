@@ -3,10 +3,11 @@
     OMP_WAIT_POLICY=passive python bench/overhead.py --out bench/results/overhead.json
 
 One of each in turn, with a pause before it, as an idle server sees it: decode and encode in this process, gRPC, REST
-on a kept connection (by http.client: richer clients take half a millisecond themselves), and two calls that compute
-nothing, for what a call costs at all here. This process computes with one thread that sleeps when idle, as the
-service does with so small an image; with torch's own setting its threads would spin on and take the cores from the
-server in the next call.
+on a kept connection (by http.client: richer clients take half a millisecond themselves), and calls that compute
+nothing, for what a call costs at all here: Info, /livez, and the only method of an empty gRPC server of the same
+library (bench/empty_grpc.py), left alone for as long as an encode takes. This process computes with one thread that
+sleeps when idle, as the service does with so small an image; with torch's own setting its threads would spin on and
+take the cores from the server in the next call.
 Milliseconds; medians over the rounds, and of the differences within a round.
 """
 
@@ -15,8 +16,10 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from collections.abc import Callable, Mapping
-from contextlib import closing
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from http.client import HTTPConnection
 from pathlib import Path
 from time import perf_counter, sleep
@@ -46,6 +49,7 @@ def main() -> None:
     raw = {"Accept": "application/octet-stream", "Content-Type": "image/jpeg"}
     with (
         server() as running,
+        empty() as bare,
         grpc.insecure_channel(running.grpc) as channel,
         closing(HTTPConnection(running.http)) as connection,
     ):
@@ -54,13 +58,14 @@ def main() -> None:
             "in_process": lambda: model.encode_pixels([decode(data, ImageLimits())]),
             "grpc": lambda: stub.Encode(request),
             "grpc_info": lambda: stub.Info(pb.InfoRequest()),
+            "grpc_empty": lambda: bare(b""),
             "rest_livez": lambda: asked(connection, "GET", "/livez"),
             "rest": lambda: asked(connection, "POST", "/v1/encode", data, raw),
         }
         seconds: dict[str, list[float]] = {name: [] for name in calls}
         for turn in range(_IGNORED + args.rounds):
             for name, call in calls.items():
-                sleep(_PAUSE_S)
+                sleep(_PAUSE_S + (seconds["in_process"][-1] if name == "grpc_empty" and turn > _IGNORED else 0))
                 begun = perf_counter()
                 call()
                 if turn >= _IGNORED:
@@ -80,6 +85,18 @@ def main() -> None:
     print(json.dumps(result, indent=1))
     if args.out:
         args.out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+@contextmanager
+def empty() -> Iterator[grpc.UnaryUnaryMultiCallable[bytes, bytes]]:
+    """The method of a gRPC server that does nothing."""
+    script = [sys.executable, str(Path(__file__).with_name("empty_grpc.py"))]
+    with subprocess.Popen(script, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdin is not None
+        with grpc.insecure_channel(f"127.0.0.1:{process.stdout.readline().strip()}") as channel:
+            yield channel.unary_unary("/empty.Empty/Call")
+        process.stdin.close()
 
 
 def asked(
