@@ -63,7 +63,7 @@ def convert(
     say(f"reading {checkpoint}")
     trained = open_tensors(checkpoint, _kept)  # the others may well be integers
     try:
-        states = split(rename(trained), size)
+        states = split(rename(trained, grid=None if size == "nano" else GRID), size)
     except WeightsError as error:
         raise WeightsError(f"{checkpoint}: {error}") from None
     _refuse_not_finite(states, checkpoint)
@@ -91,8 +91,11 @@ def convert(
         return _publish(folder, root / f"converted_{size}")
 
 
-def rename(checkpoint: Mapping[str, Tensor]) -> State:
-    """The vision tower's tensors under their released names, position grid and patch kernel at released sizes."""
+def rename(checkpoint: Mapping[str, Tensor], grid: int | None = GRID) -> State:
+    """The vision tower's tensors under their released names, position grid and patch kernel at released sizes.
+
+    A `grid` of `None` leaves the position grid as it was trained, as for `nano`, a quarter of which it would be.
+    """
     state: State = {}
     for name, tensor in checkpoint.items():
         if not _kept(name):
@@ -105,10 +108,11 @@ def rename(checkpoint: Mapping[str, Tensor]) -> State:
         state[released] = tensor
     if not state:
         raise WeightsError(f"no tensor starts with {PREFIX}: not a training checkpoint")
-    for name, resize in (("pos_embed", _resize_positions), ("patch_embed.proj.weight", _resize_kernel)):
+    for name in ("pos_embed", "patch_embed.proj.weight"):
         if name not in state:
             raise WeightsError(f"missing tensor {PREFIX}{name}")
-        state[name] = resize(state[name])
+    state["pos_embed"] = _resize_positions(state["pos_embed"], grid)
+    state["patch_embed.proj.weight"] = _resize_kernel(state["patch_embed.proj.weight"])
     return state
 
 
@@ -173,15 +177,15 @@ def _verify(written: _Networks, direct: _Networks) -> None:
                 raise WeightsError(f"verification failed: {what} differ by up to {(a - b).abs().max().item():.3g}")
 
 
-def _resize_positions(positions: Tensor) -> Tensor:
+def _resize_positions(positions: Tensor, grid: int | None) -> Tensor:
     side = round(positions.shape[1] ** 0.5) if positions.dim() == 3 else 0
     if positions.numel() == 0 or positions.shape[0] != 1 or side * side != positions.shape[1]:
         raise WeightsError(f"tensor pos_embed has shape {tuple(positions.shape)}, expected (1, side * side, width)")
-    if side == GRID:
+    if grid is None or side == grid:
         return positions
     square = positions.reshape(1, side, side, -1).permute(0, 3, 1, 2)
-    resized = F.interpolate(square, size=(GRID, GRID), mode="bicubic", align_corners=False)
-    return resized.permute(0, 2, 3, 1).reshape(1, GRID * GRID, -1)
+    resized = F.interpolate(square, size=(grid, grid), mode="bicubic", align_corners=False)
+    return resized.permute(0, 2, 3, 1).reshape(1, grid * grid, -1)
 
 
 def _resize_kernel(kernel: Tensor) -> Tensor:

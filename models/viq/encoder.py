@@ -95,14 +95,15 @@ class Encoder(nn.Module):
 
     def project(self, patches: Tensor, packing: Packing) -> Tensor:
         """Normalised patches `(rows, 768)` to the values before quantization, `(rows*S, d)`."""
-        x = self.patch_embed(patches) + self._packed(self._positions, packing)
+        x = self.patch_embed(patches) + self._position(packing)
         for block in self.trunk:
             x = block(x, packing)
         x = plain_norm(x)
         for block in self.head_trunk:
             x = block(x, packing)
         z = self.mix(self.expand(x).view(packing.rows * CODES_PER_PATCH, -1))
-        table = torch.stack([self._packed(self._rotations, packing, part) for part in (0, 1)])
+        rotations = [self._rotations[grid] for grid in packing.grids]
+        table = torch.stack([packing.pad(_joined([t[part] for t in rotations])) for part in (0, 1)])
         for block in self.headwise:
             z = block(z, table, packing)
         return self.project_in(z)  # type: ignore[no-any-return]
@@ -111,7 +112,7 @@ class Encoder(nn.Module):
         """The position embedding resized to `grid`, `(N, C)`."""
         h, w = grid
         side = round(self.pos_embed.shape[1] ** 0.5)
-        square = self.pos_embed.detach().view(1, side, side, -1).permute(0, 3, 1, 2)
+        square = self.pos_embed.view(1, side, side, -1).permute(0, 3, 1, 2)
         if grid != (side, side):
             square = F.interpolate(square, size=(h, w), mode="bilinear", align_corners=False)
         return square.permute(0, 2, 3, 1).reshape(h * w, -1)
@@ -120,10 +121,15 @@ class Encoder(nn.Module):
         weight = self.project_in.weight
         return rope.table(grid, CODES_PER_PATCH, self._headwise_width, weight.dtype).to(weight.device)
 
-    def _packed(self, cache: GridCache, packing: Packing, part: int | None = None) -> Tensor:
-        tensors = (cache[grid] for grid in packing.grids)
-        rows = [t if part is None else t[part] for t in tensors]
-        return packing.pad(torch.cat(rows) if len(rows) > 1 else rows[0])
+    def _position(self, packing: Packing) -> Tensor:
+        # While it is trained the parameter changes under the cache, and gradients must reach it.
+        trains = torch.is_grad_enabled() and self.pos_embed.requires_grad
+        rows = [self.position_rows(grid) if trains else self._positions[grid] for grid in packing.grids]
+        return packing.pad(_joined(rows))
+
+
+def _joined(rows: list[Tensor]) -> Tensor:
+    return torch.cat(rows) if len(rows) > 1 else rows[0]
 
 
 def encoder_shape(shapes: dict[str, tuple[int, ...]], heads: int, levels: Sequence[int]) -> EncoderShape:

@@ -31,7 +31,7 @@ class ChannelNorm(nn.Module):
 
     def forward(self, x: Tensor, activate: bool = True) -> Tensor:
         """`(B, channels, H, W)` to the same."""
-        norm = torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp_min_(_NORM_EPS)
+        norm = torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp_min(_NORM_EPS)
         out = (x / norm).mul_(x.shape[1] ** 0.5).mul_(self.gamma.view(-1, 1, 1))
         return F.silu(out, inplace=True) if activate else out
 
@@ -118,11 +118,15 @@ class VaeDecoder(nn.Module):
 
     def forward(self, latent: Tensor) -> Tensor:
         """Decode pictures of one size, clamped to [-1, 1]."""
+        return self.unclamped(latent).clamp_(-1, 1)
+
+    def unclamped(self, latent: Tensor) -> Tensor:
+        """`forward` before the clamp, beyond which no gradient would pass."""
         x = self.conv_in(self.post_quant_conv(latent.contiguous(memory_format=torch.channels_last)))
         x = self.mid_block(x)
         for block in self.up_blocks:
             x = block(x)
-        return self.conv_out(self.norm_out(x)).clamp_(-1, 1)  # type: ignore[no-any-return]
+        return self.conv_out(self.norm_out(x))  # type: ignore[no-any-return]
 
 
 def fold(weight: Tensor) -> Tensor:
