@@ -34,8 +34,9 @@ _LOG_EVERY = 20
 
 def train(rank: int, processes: int, options: Options, data: Path, out: Path, device: str, start: Path | None) -> None:
     """One process of a run, from its saved state if there is one."""
-    if device == "cpu":
-        torch.set_num_threads(1 if processes > 1 else torch.get_num_threads())
+    if processes > 1:
+        torch.set_num_threads(1)
+        os.setsid()  # Linux shares the processor by session, and they wait for one another at every step
     workers = Workers(rank, processes, str((out / "meeting").resolve()))
     run = Run(options, Crops(data / "train"), workers, torch.device(device))
     if (out / STATE).exists():
