@@ -97,5 +97,24 @@ bench-service: dev  ## the figures of the service: about 15 minutes on 2 cores t
 	$(BIN)/python bench/spinning.py --out bench/results/spinning.json
 	$(BIN)/python bench/comparisons.py --count 10000 --out bench/results/comparisons.json
 
+# The packaged weights: models/nano/README.md. All of it lies under build/nano; each step goes on where it was stopped.
+.PHONY: nano-packages nano-data nano-train nano-evaluate nano-export
+NANO := $(BIN)/python -m nano
+
+nano-packages: dev
+	@$(PIP) install --quiet --constraint $(LOCK) --requirement models/nano/requirements.txt
+
+nano-data: nano-packages  ## fetch and draw the pictures that nano is trained and measured on
+	$(NANO).data $(ARGS)
+
+nano-train: dev  ## train nano: 60 minutes on the machine's CPUs or one GPU (ARGS="--minutes 90")
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(NANO).train $(ARGS)
+
+nano-export: dev  ## make the checkpoint that is packaged out of the run (ARGS="--out models/viq/weights")
+	$(NANO).export $(ARGS)
+
+nano-evaluate: dev  ## measure the packaged checkpoint on the held-out pictures (ARGS="--weights build/nano/weights")
+	$(NANO).evaluate $(ARGS)
+
 clean:  ## remove the virtual environment and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build
