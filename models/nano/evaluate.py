@@ -25,8 +25,8 @@ from viq import ViQ
 
 Pixels = npt.NDArray[np.uint8]
 _KINDS = ("skimage", "photograph", "document")
-_ON_SHEET = ("astronaut", "coffee", "chelsea", "rocket", "page", "roman-colosseum", "perched-osprey",
-             "cincinnati-bridge", "aitzgorri_by_Aitzol_Berasategi", "document-bars", "document-mail",
+_ON_SHEET = ("astronaut", "coffee", "chelsea", "rocket", "roman-colosseum", "perched-osprey",
+             "cincinnati-bridge", "aitzgorri_by_Aitzol_Berasategi", "document-bars", "document-mail", "document-recipe",
              "document-poster")  # fmt: skip
 
 
@@ -101,7 +101,7 @@ def _kind(name: str) -> str:
 
 def _shown() -> set[str]:
     """Pictures that may be shown again: the sheet is published under the project's own licence."""
-    free = {source.name for source in read_sources() if source.licence in TRAINABLE or source.name == "page"}
+    free = {source.name for source in read_sources() if source.licence in TRAINABLE}
     return {name for name in _ON_SHEET if name in free or name.startswith("document-")}
 
 
