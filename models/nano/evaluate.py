@@ -105,7 +105,7 @@ def _shown() -> set[str]:
     return {name for name in _ON_SHEET if name in free or name.startswith("document-")}
 
 
-def _means(measured: Sequence[Measured]) -> dict[str, dict[str, float]]:
+def _means(measured: Sequence[Measured]) -> dict[str, dict[str, float | None]]:
     means = {}
     for kind in (*_KINDS, "all"):
         chosen = [m for m in measured if kind in (m.kind, "all")]
@@ -122,8 +122,8 @@ def _means(measured: Sequence[Measured]) -> dict[str, dict[str, float]]:
     return means
 
 
-def _mean(values: Sequence[float]) -> float:
-    return round(float(np.mean(values)), 3) if values else float("nan")
+def _mean(values: Sequence[float]) -> float | None:
+    return round(float(np.mean(values)), 3) if values else None
 
 
 def _table(measured: Sequence[Measured], report: dict[str, object]) -> str:
@@ -137,8 +137,9 @@ def _table(measured: Sequence[Measured], report: dict[str, object]) -> str:
         codecs = " | ".join(_cell(c) for c in (m.jpeg, m.webp))
         lines.append(f"| {m.name} | {m.width}×{m.height} | {m.bytes:,} | {m.psnr:.1f} / {m.ssim:.2f} | {codecs} |")
     for kind, mean in _means(measured).items():
-        cells = " | ".join(f"{mean[f'{c}psnr']:.2f} / {mean[f'{c}ssim']:.3f}" for c in ("", "jpeg_", "webp_"))
-        lines.append(f"| **mean, {kind}** | {mean['pictures']:.0f} pictures | | {cells} |")
+        pairs = ((mean[f"{codec}psnr"], mean[f"{codec}ssim"]) for codec in ("", "jpeg_", "webp_"))
+        cells = " | ".join("–" if a is None or b is None else f"{a:.2f} / {b:.3f}" for a, b in pairs)
+        lines.append(f"| **mean, {kind}** | {mean['pictures']} pictures | | {cells} |")
     lines += [
         "",
         f"Codes seen: {100 * float(str(report['codebook_share'])):.1f} % of 64,000 in {report['codes']:,}; "

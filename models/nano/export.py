@@ -79,6 +79,7 @@ def _halve(whole: Path, target: Path) -> int:
         tensors = open_tensors(path)
         kept = {name: t.half() for name, t in tensors.items() if not name.startswith(unused.get(path.stem, ("\0",)))}
         save_file(kept, target / path.name, metadata={"format": "pt"})
+        (target / path.name).chmod(0o644)
     manifest = json.loads((whole / "viq.json").read_text(encoding="utf-8"))
     encoder = open_tensors(target / f"{encoder_stem(SIZE)}.safetensors")
     heads = manifest["num_heads"]

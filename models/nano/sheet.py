@@ -32,7 +32,7 @@ class Row:
 def contact_sheet(rows: Sequence[Row], out: Path) -> None:
     """Write the sheet, two pictures a line, as the best JPEG below `LIMIT` bytes."""
     wide, tall = 3 * (_CELL + _GAP) + 2 * _GAP, _HEIGHT + _CAPTION + _GAP
-    sheet = Image.new("RGB", (_COLUMNS * wide, -(-len(rows) // _COLUMNS) * tall), "white")
+    sheet = Image.new("RGB", (_COLUMNS * wide, max(1, -(-len(rows) // _COLUMNS)) * tall), "white")
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
     for i, row in enumerate(rows):
         left, top = i % _COLUMNS * wide, i // _COLUMNS * tall
