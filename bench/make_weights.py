@@ -51,6 +51,7 @@ def main() -> None:
     for stem, state in states.items():
         torch.save(state, folder / f"{stem}.pth")
         print(f"{folder / stem}.pth: {sum(t.numel() for t in state.values()) / 1e6:.1f} M parameters")
+    (folder / "viq.json").write_text('{"untrained": true}\n')
 
 
 if __name__ == "__main__":

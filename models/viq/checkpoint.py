@@ -89,6 +89,8 @@ def read_manifest(folder: Path, size: str) -> dict[str, object]:
         raise WeightsError(f"{path}: num_heads is {heads!r}, expected a positive whole number")
     if manifest.get("size", size) != size:
         raise WeightsError(f"{path}: is of size {manifest['size']!r}, expected {size!r}")
+    if not isinstance(manifest.get("untrained", False), bool):
+        raise WeightsError(f"{path}: untrained is {manifest['untrained']!r}, expected true or false")
     levels = list(_variant_levels(size))
     if manifest.get("levels", levels) != levels:
         raise WeightsError(f"{path}: levels {manifest['levels']!r}, expected {levels} for size {size}")

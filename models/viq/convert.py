@@ -94,7 +94,7 @@ def convert(
 def rename(checkpoint: Mapping[str, Tensor], grid: int | None = GRID) -> State:
     """The vision tower's tensors under their released names, position grid and patch kernel at released sizes.
 
-    A `grid` of `None` leaves the position grid as it was trained, as for `nano`, a quarter of which it would be.
+    A `grid` of `None` leaves the position grid as it was trained: at 128x128 it would be a quarter of `nano`.
     """
     state: State = {}
     for name, tensor in checkpoint.items():

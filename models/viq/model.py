@@ -29,14 +29,13 @@ from viq.config import CODES_PER_PATCH, variant
 from viq.decoder import Decoder, to_bytes
 from viq.embedder import Embedder
 from viq.encoder import Encoder
-from viq.errors import FingerprintMismatch, InvalidInput, UnknownModel, ViQError, WeightsError
-from viq.fingerprint import family, mode, remembered_family, stated_family
+from viq.errors import FingerprintMismatch, InvalidInput, ViQError, WeightsError
+from viq.fingerprint import mode, remembered_family, stated_family
 from viq.hardware import device_named, dtype_named, prepare_cuda
 from viq.launched import Launched, gathered, on_host
 from viq.packing import Packing
 from viq.patches import Patches, normalise
 from viq.pixels import to_rgb
-from viq.random_weights import NANO, drawer_state, embedder_state, encoder_state
 from viq.row_probe import FIRST, UNSETTLED, row_multiple
 from viq.tensor_file import TensorFile, open_tensors
 from viq.weights_root import folder_of
@@ -88,7 +87,7 @@ class ViQ:
         """Load the model of `size` from a weights root.
 
         `root` holds `converted_<size>/` folders, or is `hf:ORG/REPO[/SUBDIR][@REV]`; without it the model is
-        `nano`, for now an untrained stand-in. `device` is `cpu`, `cuda`, `cuda:1` …, or `auto` for CUDA where
+        `nano`, which ships with the package. `device` is `cpu`, `cuda`, `cuda:1` …, or `auto` for CUDA where
         there is one; `dtype` is `bfloat16`, `float32`, `float16` or `auto` for bfloat16 on CUDA and float32
         on CPU. `parts` names what to load of `encoder`, `embedder` and `decoder`; of the rest nothing is loaded,
         but the encoder's file is looked at for its fingerprint where it is there.
@@ -100,10 +99,6 @@ class ViQ:
         unknown = set(parts) - set(PARTS)
         if unknown or not parts:
             raise InvalidInput(f"parts {sorted(parts)}; there are {', '.join(PARTS)}")
-        if root is None:
-            if size not in (None, "nano"):
-                raise UnknownModel(f"size {size!r} needs a weights root (--weights-root or VIQ_WEIGHTS_ROOT)")
-            return cls._stand_in(where, what, parts)
         folder, size = folder_of(root, size)
         return cls._from_folder(folder, size, where, what, parts)
 
@@ -126,26 +121,10 @@ class ViQ:
             check_copy(drawer_file, size)
         model = cls._assemble(
             size, heads, encoder_file if "encoder" in parts else None, embedder_file, drawer_file, device, dtype,
-            family_,
+            family_, untrained=manifest.get("untrained") is True,
         )  # fmt: skip
         _same_widths(model, folder)
         return model
-
-    @classmethod
-    def _stand_in(cls, device: torch.device, dtype: torch.dtype, parts: Collection[str]) -> ViQ:
-        path = Path("nano (untrained)")
-        encoder = TensorFile(path, encoder_state(NANO))
-        return cls._assemble(
-            "nano",
-            NANO.heads,
-            encoder if "encoder" in parts else None,
-            TensorFile(path, embedder_state(NANO)) if "embedder" in parts else None,
-            TensorFile(path, drawer_state(NANO)) if "decoder" in parts else None,
-            device,
-            dtype,
-            family(encoder, "nano", NANO.heads),
-            untrained=True,
-        )
 
     @classmethod
     def _assemble(
@@ -332,8 +311,6 @@ class ViQ:
 
 def load_embedder_alone(root: str | Path | None, size: str | None, device: str, dtype: str) -> Embedder:
     """The embedder of a weights root, from its own file alone; see `Embedder.from_pretrained`."""
-    if root is None:
-        return ViQ.from_pretrained(root, size, device=device, dtype=dtype, parts=("embedder",)).embedder
     folder, size = folder_of(root, size)
     read_manifest(folder, size)
     where = device_named(device)

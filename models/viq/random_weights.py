@@ -1,5 +1,4 @@
-"""Random weights in the released layout, from a seed: for tests, for benchmarks and, until a trained one exists,
-for the `nano` stand-in.
+"""Random weights in the released layout, from a seed: for tests and benchmarks.
 
 numpy's PCG64 makes the numbers, so that they are the same on every machine.
 """
@@ -36,7 +35,7 @@ class Layout:
 
 
 NANO = Layout(size="nano", width=128, depth=4, heads=4, headwise_width=128, vae_base=16)
-"""The untrained stand-in: large enough to be worth serving, small enough to be made at start."""
+"""The sizes of the packaged `nano`, but for its smaller position grid."""
 
 
 class Filler:

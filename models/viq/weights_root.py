@@ -6,20 +6,28 @@ import re
 from pathlib import Path
 
 from viq.config import VARIANTS, variant
-from viq.errors import WeightsError
+from viq.errors import UnknownModel, WeightsError
 
 _HUB = re.compile(r"hf:(?P<repo>[\w.-]+/[\w.-]+)(?P<folder>(?:/[\w.-]+)*)/?(?:@(?P<revision>[\w./-]+))?")
 _WANTED = ("*.safetensors", "*.pth", "viq.json")
 
+PACKAGED = Path(__file__).with_name("weights")
+"""The weights root that ships with the package: it holds `nano` and nothing else."""
 
-def folder_of(root: str | Path, size: str | None) -> tuple[Path, str]:
+
+def folder_of(root: str | Path | None, size: str | None) -> tuple[Path, str]:
     """The folder `converted_<size>` under `root` and the size.
 
-    Without `size` the root must hold exactly one. Raises `UnknownModel` for a size that does not exist,
-    `WeightsError` for a root that cannot be used, naming what it holds.
+    Without a root it is the packaged one; without `size` the root must hold exactly one. Raises `UnknownModel` for
+    a size that does not exist, or that the package does not bring; `WeightsError` for a root that cannot be used,
+    naming what it holds.
     """
     if size is not None:
         variant(size)
+    if root is None:
+        if size not in (None, "nano"):
+            raise UnknownModel(f"size {size!r} needs a weights root (--weights-root or VIQ_WEIGHTS_ROOT)")
+        root = PACKAGED
     if str(root).startswith("hf:"):
         root = _from_hub(str(root), size)
     base = Path(root)

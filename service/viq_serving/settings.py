@@ -47,7 +47,7 @@ class Settings(BaseSettings):
 
     weights_root: str | None = Field(
         default=None,
-        description="folder holding converted_<size>/, or hf:ORG/REPO[/SUBDIR][@REV]; none: nano, untrained",
+        description="folder holding converted_<size>/, or hf:ORG/REPO[/SUBDIR][@REV]; none: the packaged nano",
     )
     size: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(), description="size to load, repeatable; the first is the default of requests that name none"

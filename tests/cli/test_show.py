@@ -50,15 +50,16 @@ def test_plan_refuses_what_is_no_size(viq: Run, size: str) -> None:
     assert "expected WIDTHxHEIGHT in pixels" in err
 
 
-def test_info_says_what_is_loaded_and_that_it_is_untrained(viq: Run) -> None:
+def test_info_says_what_is_loaded(viq: Run) -> None:
     model = ViQ.from_pretrained()
     out = viq("info", "--device", "cpu")[1]
-    assert out.splitlines()[0] == "nano (untrained)"
+    assert out.splitlines()[0] == "nano"
     for fact in (model.fingerprint, "64000 codes, levels 8 8 8 5 5 5", "float32", "cpu"):
         assert fact in out
     (row,) = json.loads(viq("info", "--json", "--dtype", "bfloat16")[1])["models"]
     assert row["fingerprint"].startswith(f"{model.family}.")
-    assert (row["size"], row["dtype"], row["untrained"]) == ("nano", "bfloat16", True)
+    assert (row["size"], row["dtype"]) == ("nano", "bfloat16")
+    assert "untrained" not in row
 
 
 def test_convert_says_where_the_files_are_and_they_load(viq: Run, tmp_path: Path) -> None:
@@ -69,6 +70,15 @@ def test_convert_says_where_the_files_are_and_they_load(viq: Run, tmp_path: Path
     (row,) = json.loads(viq("info", "--weights-root", root, "--json")[1])["models"]
     assert (row["size"], row["codebook_size"], row["weights_root"]) == ("4k", 4096, str(root))
     assert "untrained" not in row
+
+
+def test_weights_whose_folder_says_that_they_are_random_are_called_untrained(viq: Run, tmp_path: Path) -> None:
+    assert viq("convert", CHECKPOINT, "--size", "4k", "--num-heads", "4", "-o", tmp_path)[0] == 0
+    manifest = tmp_path / "converted_4k" / "viq.json"
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "untrained": True}))
+    assert viq("info", "--weights-root", tmp_path)[1].splitlines()[0] == "4k (untrained)"
+    (row,) = json.loads(viq("info", "--weights-root", tmp_path, "--json")[1])["models"]
+    assert row["untrained"] is True
 
 
 def test_convert_refuses_a_checkpoint_of_another_size(viq: Run, tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ def test_codes_made_here_are_the_same_in_any_company_and_with_any_threads(viq: R
     code, out, _ = viq("verify", *SMALL, "--threads", "1", "--threads", "3")
     lines = out.splitlines()
     assert code == 0
-    assert lines[0] == "nano (untrained), 3 pictures, each by itself against:"
+    assert lines[0] == "nano, 3 pictures, each by itself against:"
     names = ["packed together", "packed in reverse order", "packed in a shuffled order", "packed in random groups"]
     names += [f"{name}, --threads {n}" for n in (1, 3) for name in ("alone", "packed together")]
     assert lines[1:9] == [f"{name}: 3 pictures, 32 codes compared, 0 different" for name in names]

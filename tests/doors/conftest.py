@@ -465,7 +465,7 @@ Start = Callable[..., Server]
 
 @pytest.fixture(scope="session")
 def model() -> ViQ:
-    """The untrained nano, in-process."""
+    """The packaged nano, in-process."""
     return ViQ.from_pretrained()
 
 

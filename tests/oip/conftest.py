@@ -265,7 +265,7 @@ def images(make_png: MakePng, shapes: list[tuple[int, int]]) -> Array:
 
 @pytest.fixture(scope="session")
 def nano() -> ViQ:
-    """The untrained nano, in-process."""
+    """The packaged nano, in-process."""
     return ViQ.from_pretrained()
 
 

@@ -99,7 +99,7 @@ def serve_app() -> ServeApp:
 
 @pytest.fixture(scope="module")
 def client(serve: Serve) -> Iterator[httpx.Client]:
-    """A server with the default settings, serving the untrained nano."""
+    """A server with the default settings, serving the packaged nano."""
     with serve() as client:
         yield client
 

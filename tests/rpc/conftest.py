@@ -78,7 +78,7 @@ Open = Callable[..., AbstractContextManager[Door]]
 
 @pytest.fixture(scope="session")
 def model() -> ViQ:
-    """The untrained nano, in-process."""
+    """The packaged nano, in-process."""
     return ViQ.from_pretrained()
 
 

@@ -67,7 +67,7 @@ def test_encode_gives_the_codes_of_the_library(door: Door, images: list[bytes], 
     info = door.tokenizer.model()
     assert (reply.model.size, reply.model.fingerprint) == (info.size, info.fingerprint)
     assert (reply.model.codebook_size, tuple(reply.model.levels)) == (info.codebook_size, info.levels)
-    assert reply.model.untrained
+    assert not reply.model.untrained
     assert reply.timings.compute_ms > 0
 
 

@@ -16,6 +16,7 @@ import viq.model
 from viq import Codes, Embedder, ViQ
 from viq.errors import InvalidInput, UnknownModel, ViQError, WeightsError
 from viq.fingerprint import mode
+from viq.weights_root import PACKAGED
 
 MakeRoot = Callable[..., Path]
 SHAPES = ((20, 35), (1, 1), (64, 64), (64, 64), (64, 48), (64, 64))
@@ -30,11 +31,24 @@ def nano() -> ViQ:
     return ViQ.from_pretrained(device="cpu")
 
 
-def test_nano_is_the_same_untrained_network_on_every_machine(nano: ViQ) -> None:
-    assert (nano.size, nano.untrained, nano.dtype, nano.device) == ("nano", True, "float32", "cpu")
-    # From a seed and numpy's generator: another family here would mean other weights under the same name.
-    assert nano.family == ViQ.from_pretrained(device="cpu", dtype="bfloat16", parts=("embedder",)).family
-    assert nano.family == "2a430269639ff804"
+def test_without_a_root_the_model_is_the_packaged_nano(nano: ViQ) -> None:
+    assert (nano.size, nano.untrained, nano.dtype, nano.device) == ("nano", False, "float32", "cpu")
+    assert nano.family == ViQ.from_pretrained(PACKAGED, device="cpu", dtype="bfloat16", parts=("embedder",)).family
+    with pytest.raises(UnknownModel, match="needs a weights root"):
+        ViQ.from_pretrained(size="16k")
+    with pytest.raises(UnknownModel, match="needs a weights root"):
+        Embedder.from_pretrained(size="16k")
+
+
+def test_a_folder_that_says_so_is_untrained(make_root: MakeRoot) -> None:
+    root = make_root()
+    manifest = root / "converted_16k" / "viq.json"
+    assert not ViQ.from_pretrained(root, device="cpu").untrained
+    manifest.write_text('{"num_heads": 4, "untrained": true}')
+    assert ViQ.from_pretrained(root, device="cpu").untrained
+    manifest.write_text('{"num_heads": 4, "untrained": "yes"}')
+    with pytest.raises(WeightsError, match="untrained is 'yes', expected true or false"):
+        ViQ.from_pretrained(root, device="cpu")
 
 
 def test_images_codes_features_and_pictures_have_the_shapes_they_should(nano: ViQ) -> None:
@@ -47,9 +61,9 @@ def test_images_codes_features_and_pictures_have_the_shapes_they_should(nano: Vi
     assert [p.shape for p in nano.decode(codes)] == [(*shape, 3) for shape in SHAPES]
 
 
-def test_codes_use_much_of_the_codebook_even_untrained(nano: ViQ) -> None:
+def test_codes_use_much_of_the_codebook_even_on_noise(nano: ViQ) -> None:
     codes = nano.encode([noise(256, 256)])[0]
-    assert len(np.unique(codes.array)) > 500  # of 1024: a constant network would not test much
+    assert len(np.unique(codes.array)) > 200  # of 1024: a constant network would not test much
 
 
 def test_more_images_than_one_pack_holds_come_out_as_alone(nano: ViQ, monkeypatch: pytest.MonkeyPatch) -> None:

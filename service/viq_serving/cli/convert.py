@@ -16,9 +16,7 @@ HELP = "a training checkpoint to a weights root"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of the command."""
     parser.add_argument("checkpoint", type=Path, metavar="VISION_TOWER.pth", help="checkpoint of a training run")
-    parser.add_argument(
-        "--size", required=True, choices=VARIANTS, metavar="S", help=f"one of {', '.join(VARIANTS)} (untrained)"
-    )
+    parser.add_argument("--size", required=True, choices=VARIANTS, metavar="S", help=f"one of {', '.join(VARIANTS)}")
     parser.add_argument(
         "--num-heads", type=_heads, default=16, metavar="N", help="attention heads of the trunk; default: 16"
     )

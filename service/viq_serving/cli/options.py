@@ -20,9 +20,9 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         "--weights-root",
         metavar="DIR|hf:…",
         help="folder holding converted_<size>/, or hf:ORG/REPO[/SUBDIR][@REV]; "
-        "default: VIQ_WEIGHTS_ROOT, else the built-in nano, which is untrained",
+        "default: VIQ_WEIGHTS_ROOT, else the packaged nano",
     )
-    group.add_argument("--size", choices=VARIANTS, metavar="S", help=f"one of {', '.join(VARIANTS)} (untrained)")
+    group.add_argument("--size", choices=VARIANTS, metavar="S", help=f"one of {', '.join(VARIANTS)}")
     group.add_argument("--device", metavar="D", help="auto, cpu, cuda or cuda:N; default: auto")
     group.add_argument("--dtype", choices=DTYPES, help="compute type; default: auto, bfloat16 on CUDA, float32 on CPU")
     group.add_argument("--server", metavar="URL", help="compute at this server, http://host:port, and not here")
