@@ -1,4 +1,4 @@
-"""Values to begin with: the network starts as a linear autoencoder of cosine coefficients, at about 18 dB.
+"""Values to begin with: the network starts as a linear autoencoder of cosine coefficients, at 15 to 18 dB.
 
 From random values the first hours of training go into finding one. Every part of it is a plain setting of the
 released architecture's own weights:

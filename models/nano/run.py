@@ -28,14 +28,14 @@ _SAMPLE = 2**40  # the batch of no step, that initial values are fitted to
 class Options:
     """How to train. Exactly one of `minutes` and `steps` says when it ends."""
 
-    minutes: float = 90.0
+    minutes: float = 60.0
     steps: int = 0
     patches: int = 128
     """A process's patches in one step."""
-    rate: float = 8e-4
+    rate: float = 5e-4
     warm_up: float = 0.02
     """Share of the run in which the learning rate rises, here and after the quantizer is put in."""
-    proximal: float = 0.1
+    proximal: float = 0.05
     """Share of the run before the quantizer is put in."""
     average: float = 0.998
     """Decay of the weights' moving average, which is what is exported."""
