@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 LOCK := requirements.lock
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help install dev system-packages test check format proto proto-baseline serve lock golden bench bench-service clean
+.PHONY: help install dev system-packages test check format proto proto-baseline serve lock golden bench bench-service clean test-extract
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -33,9 +33,11 @@ dev: $(VENV)/.dev  ## the same with what tests and checks need
 serve: install  ## serve on http://127.0.0.1:8000 (ARGS="--http-port 9000 …")
 	$(BIN)/viq serve $(ARGS)
 
-system-packages:  # curl, which a test drives; only as root on Debian, elsewhere that test is skipped and says why
-	@command -v curl >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
-	  && apt-get update -q && apt-get install -qy --no-install-recommends curl; } || true
+# RUNLEVEL: what is installed for tests is not started as a service.
+system-packages:  # curl and two proxies, which tests drive; only as root on Debian, elsewhere they are skipped and say why
+	@for program in curl haproxy nginx; do command -v $$program >/dev/null || missing=1; done; \
+	  [ -z "$$missing" ] || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -q \
+	  && RUNLEVEL=1 apt-get install -qy --no-install-recommends curl haproxy nginx-light; } || true
 
 test: dev system-packages  ## all tests (ARGS="-k codes")
 	$(BIN)/python -m pytest $(ARGS)
@@ -118,3 +120,40 @@ nano-evaluate: dev  ## measure the packaged checkpoint on the held-out pictures 
 
 clean:  ## remove the virtual environment and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build
+
+# Deployment: what `make test` checks of it needs these; what cannot be had is named, and its tests are skipped.
+.PHONY: deploy-tools deploy-packages image k8s-rules deploy-autoscaling test-deploy
+DEPLOY := build/deploy
+test: deploy-tools
+
+deploy-tools: dev  ## programs that check manifests, rules and proxies' configurations
+	@command -v promtool >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
+	  && apt-get update -q && RUNLEVEL=1 apt-get install -qy --no-install-recommends prometheus; } || true
+	@$(BIN)/python tests/deploy/tools.py $(DEPLOY)
+
+k8s-rules: dev  ## write the Prometheus operator's rules from deploy/prometheus
+	$(BIN)/python deploy/prometheus/operator.py > k8s/components/monitoring/prometheus-rule.yaml
+
+deploy-autoscaling: dev  ## draw how the autoscaling rule reacts (RECORD=1: to a step of load recorded anew)
+	$(if $(RECORD),$(BIN)/python deploy/autoscaling/record.py > deploy/autoscaling/recorded.json)
+	$(BIN)/python deploy/autoscaling/simulate.py
+
+IMAGE ?= viq-serving:cpu
+CONTAINER_TOOL ?= docker
+image:  ## the container image (IMAGE=name:tag TORCH_INDEX=cpu|cu130 BASE_IMAGE=… CONTAINER_TOOL=docker|podman|buildah)
+	$(CONTAINER_TOOL) build -t $(IMAGE) $(if $(TORCH_INDEX),--build-arg TORCH_INDEX=$(TORCH_INDEX)) \
+	  $(if $(BASE_IMAGE),--build-arg BASE_IMAGE=$(BASE_IMAGE)) \
+	  --build-arg REVISION=$$(git rev-parse HEAD) --build-arg VERSION=$$(sed -n 's/^__version__ = "\(.*\)"/\1/p' models/viq/__init__.py) .
+
+# As root on Debian; what is there already is taken as it is.
+deploy-packages:
+	@for program in nginx haproxy buildah podman runc catatonit debootstrap; do command -v $$program >/dev/null || missing=1; done; \
+	  [ -z "$$missing" ] || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -q && RUNLEVEL=1 apt-get install -qy \
+	  --no-install-recommends nginx-light haproxy buildah podman runc catatonit debootstrap; } || true
+
+test-deploy: deploy-tools deploy-packages  ## slow ones: restarts behind real proxies, Prometheus on a live server, the image under podman
+	$(BIN)/python -m pytest -s --timeout 900 tests/deploy/e2e/check_*.py $(ARGS)
+
+test-extract: dev  ## slow: 100,000 images through viq extract, killed ten times, equal to an unbroken run (ARGS="--items 5000")
+	$(BIN)/python bench/extract.py --out bench/results/extract.json $(ARGS)
+	$(BIN)/python bench/loaders.py --out bench/results/loaders.json

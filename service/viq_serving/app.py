@@ -13,15 +13,22 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from viq import __version__
-from viq_serving.doors import Addresses, CannotListen, Doors
+from viq_serving.batch_spans import teller
+from viq_serving.cache import CodesCache
+from viq_serving.doors import Addresses, Doors
 from viq_serving.engine.engine import EngineLimits
+from viq_serving.engine.lanes import LaneRules
 from viq_serving.errors import SettingsError, ViQError
 from viq_serving.images import ImageLimits
 from viq_serving.keys import Keys, warn_if_plaintext
 from viq_serving.log import configure
 from viq_serving.metrics import Metrics
+from viq_serving.otlp import traces_of
 from viq_serving.settings import Settings
+from viq_serving.sockets import CannotListen
+from viq_serving.tls import Certificates
 from viq_serving.tokenizer import State, Tokenizer
+from viq_serving.tracing import here
 
 if TYPE_CHECKING:
     from viq.model import ViQ
@@ -33,6 +40,7 @@ UNUSABLE = 3
 
 _REFUSING_S = 0.25  # for callers to hear that the doors close before they do: the transports would only hang up
 _FAREWELL_S = 5.0  # for the last replies when the device is lost
+_SENDING_S = 5.0  # for the last traces
 
 
 def run(settings: Settings) -> int:
@@ -70,19 +78,24 @@ class Service:
         self._loop, settings = asyncio.get_running_loop(), self._settings
         metrics = Metrics(__version__)
         try:
-            keys = Keys(settings)
+            keys, certificates = Keys(settings), _certificates(settings)
+            traces = metrics.traces = traces_of(settings, __version__, os.environ)
         except SettingsError as error:
             log.error("%s", error)
             return UNUSABLE
-        warn_if_plaintext(keys, settings.host)
+        ports = settings.http_port is not None or settings.grpc_port is not None
+        warn_if_plaintext(keys, settings.host, encrypted=certificates is not None or not ports)
         tokenizer = Tokenizer(
             ImageLimits(settings.max_body_bytes, settings.max_pixels, settings.max_patches),
             settings.max_images,
             metrics,
             _engine_limits(settings),
             settings.max_bytes_in_flight,
+            CodesCache(settings.cache_bytes, metrics, settings.cache_shared) if settings.cache_bytes else None,
         )
-        doors = Doors(tokenizer, metrics, settings, keys)
+        if traces is not None:
+            tokenizer.watch(here, teller(traces))
+        doors = Doors(tokenizer, metrics, settings, keys, certificates)
         try:
             addresses = await doors.open()
         except CannotListen as error:
@@ -103,6 +116,9 @@ class Service:
             self.stuck, code = True, UNUSABLE
         if not self.stuck:
             tokenizer.close()
+            self.stuck = tokenizer.hung
+        if traces is not None:
+            await traces.close(_SENDING_S)
         return code
 
     def stop(self) -> None:
@@ -171,10 +187,8 @@ def _allow_files() -> None:
 
 
 def _announce(addresses: Addresses) -> None:
-    print(f"viq serves at http://{addresses.http}")
-    print(f"viq serves gRPC at {addresses.grpc}")
-    if addresses.metrics is not None:
-        print(f"viq serves metrics at http://{addresses.metrics}/metrics")
+    for line in addresses.lines():
+        print(line)
     sys.stdout.flush()
 
 
@@ -188,23 +202,34 @@ async def _first(*events: asyncio.Event) -> None:
             wait.cancel()
 
 
+def _certificates(settings: Settings) -> Certificates | None:
+    if settings.tls_cert is None or settings.tls_key is None:
+        return None
+    return Certificates(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
+
+
 def _engine_limits(settings: Settings) -> EngineLimits:
     return EngineLimits(
         max_patches=settings.max_queue_patches,
         max_age_s=settings.max_queue_age_s,
         batch_patches=settings.max_batch_patches,
         stall_timeout_s=settings.stall_timeout_s,
+        lanes=LaneRules(settings.bulk_share, settings.bulk_max_wait_s),
     )
 
 
 def _models(settings: Settings) -> list[ViQ]:
-    """Load every size asked for; with none asked, the one that the weights root or nano gives."""
+    """Every size asked for on every device, those of a replica one after another.
+
+    With no size asked, the one that the weights root or nano gives. Replicas of one device share its models.
+    """
     from viq.model import ViQ
 
-    sizes = settings.size or (None,)
-    return [
-        ViQ.from_pretrained(settings.weights_root, size, device=settings.device, dtype=settings.dtype) for size in sizes
-    ]
+    root, dtype, replicas = settings.weights_root, settings.dtype, list[ViQ]()
+    for device in settings.device or ("auto",):
+        models = [ViQ.from_pretrained(root, size, device=device, dtype=dtype) for size in settings.size or (None,)]
+        replicas += models * settings.replicas
+    return replicas
 
 
 def _unusable(error: BaseException | None) -> int:

@@ -6,10 +6,12 @@ import asyncio
 import logging
 import re
 import uuid
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from time import perf_counter
 
 from viq_serving.metrics import Metrics
+from viq_serving.tracing import Trace
 from viq_serving.types import Door, ModelInfo, Priority, Timings
 
 log = logging.getLogger("viq.access")
@@ -31,16 +33,42 @@ class Exchange:
     method: str = ""
     model: ModelInfo | None = None
     priority: Priority = "interactive"
+    caller: str = ""
     outcome: str = "ok"
     timings: Timings | None = None
     items: int = 0
     ended: float | None = None
+    span: Trace | None = None
 
     @classmethod
     def begin(cls, door: Door, wanted_id: str | None = None) -> Exchange:
         """A new exchange; `wanted_id` is the caller's request id, replaced unless it is well-formed."""
         given = wanted_id is not None and _REQUEST_ID.fullmatch(wanted_id)
         return cls(wanted_id if wanted_id and given else uuid.uuid4().hex, door, perf_counter())
+
+    def trace(self, metrics: Metrics, headers: Mapping[str, str | bytes]) -> None:
+        """Begin a span for it if requests are traced and it is one, in the trace that its `headers` tell of.
+
+        What this task, and those it starts, ask of the engine from here on belongs to that span.
+        """
+        if metrics.traces is not None and self.method:
+            self.span = metrics.traces.begin(self.method, headers, self.seconds())
+
+    def end_trace(self) -> None:
+        """End its span, if it has one; `close` does so itself."""
+        if self.span is None:
+            return
+        known: dict[str, str | int] = {
+            "viq.method": self.method,
+            "viq.door": self.door,
+            "viq.size": self.model.size if self.model else "",
+            "viq.priority": self.priority,
+            "viq.images": self.items,
+            "viq.request_id": self.request_id,
+        }
+        ago_s = perf_counter() - self.begun - self.seconds()
+        self.span.end(self.method, self.outcome, known, self.timings, ago_s)
+        self.span = None
 
     def seconds(self) -> float:
         """Seconds since it began, until it ended if it has."""
@@ -57,6 +85,8 @@ class Exchange:
             return
         size, seconds = self.model.size if self.model else "", self.seconds()
         metrics.answered(self.method, self.door, size, self.priority, self.outcome, seconds)
+        trace_id = None if self.span is None else self.span.trace_id
+        self.end_trace()
         if not log.isEnabledFor(logging.INFO):
             return
         fields = {
@@ -69,6 +99,10 @@ class Exchange:
             "items": self.items,
             "duration_ms": round(1000 * seconds, 3),
         }
+        if self.caller:
+            fields["caller"] = self.caller
+        if trace_id is not None:
+            fields["trace_id"] = trace_id
         if self.timings is not None:
             fields["timings_ms"] = asdict(self.timings)
         log.info("%s %s: %s", self.door, self.method, self.outcome, extra={"fields": fields})

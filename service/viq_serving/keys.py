@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 import ipaddress
 import logging
 import os
-import re
 import stat
-from collections.abc import Callable, Iterable
+import sys
+from collections.abc import Callable, Mapping
 from time import monotonic, time
 
+from viq_serving.allowance import Allowance
 from viq_serving.errors import SettingsError, Unauthenticated
+from viq_serving.rights import Rights, digest_of, digest_of_shown, rights_of
 from viq_serving.settings import Settings
+from viq_serving.types import ANYBODY, Caller
 
 log = logging.getLogger("viq.keys")
 
-_KEY = re.compile(r"[\x21-\x7e]+")  # what a header can carry, and no space
 _LOOK_EVERY_S = 1.0
+_NAME_DIGITS = 16
 _MAX_FILE_BYTES = 2**20
 _RACY_S = 2.0  # a file changed so lately may change again without its time or size showing it
 
@@ -26,16 +28,21 @@ _RACY_S = 2.0  # a file changed so lately may change again without its time or s
 class Keys:
     """The known keys, of the settings and of a file that is read again when it changes. With none, everybody may ask.
 
-    Only digests are kept, and they are compared in constant time. Raises `SettingsError` for keys that cannot be.
+    Only digests are kept, and they are compared in constant time. Keys of the settings may do everything; a key that
+    is in the file, too, may do what it may there. Raises `SettingsError` for keys that cannot be.
     """
 
     def __init__(self, settings: Settings, clock: Callable[[], float] = monotonic) -> None:
         self._clock, self._path = clock, settings.api_keys_file
-        try:
-            self._fixed = _digests(key.get_secret_value() for key in settings.api_keys)
-        except ValueError as error:
-            raise SettingsError(f"api_keys (VIQ_API_KEYS): {error}") from None
-        self._of_file: frozenset[bytes] = frozenset()
+        self._fixed: dict[bytes, Rights] = {}
+        for number, key in enumerate(settings.api_keys, 1):
+            try:
+                self._fixed[digest_of(key.get_secret_value())] = Rights()
+            except ValueError as error:
+                raise SettingsError(f"api_keys (VIQ_API_KEYS): key {number}: {error}") from None
+        self._of_file: Mapping[bytes, Rights] = {}
+        self._allowances: dict[tuple[bytes, str], Allowance] = {}
+        self._callers = self._known()
         self._seen: object = None
         self._problem = ""
         self._next_look = clock() + _LOOK_EVERY_S
@@ -50,19 +57,24 @@ class Keys:
         """Whether a key is needed at all."""
         return bool(self._fixed) or self._path is not None
 
-    def check(self, authorization: str | None) -> None:
-        """Raise `Unauthenticated` unless `authorization` is `Bearer` and a known key, or none is needed."""
+    def check(self, authorization: str | None) -> Caller:
+        """Who shows this `Authorization`; raises `Unauthenticated` unless it is `Bearer` and a known key.
+
+        While no key is needed, that is `ANYBODY`.
+        """
         if not self.on:
-            return
+            return ANYBODY
         scheme, _, token = (authorization or "").strip().partition(" ")
         if scheme.lower() != "bearer" or not token.strip():
             raise Unauthenticated("a key is needed: Authorization: Bearer KEY")
         self._look()
-        shown, known = _digest(token.strip()), False
-        for digest in self._fixed | self._of_file:
-            known |= hmac.compare_digest(shown, digest)
-        if not known:
+        shown, found = digest_of_shown(token.strip()), None
+        for digest, caller in self._callers.items():  # all of them, so that the time it takes tells nothing
+            if hmac.compare_digest(shown, digest):
+                found = caller
+        if found is None:
             raise Unauthenticated("the key is not known")
+        return found
 
     def _look(self) -> None:
         """Read the file again if it may have changed; the last good keys stay if it cannot be used."""
@@ -87,20 +99,47 @@ class Keys:
             data = file.read(_MAX_FILE_BYTES + 1)
         if len(data) > _MAX_FILE_BYTES:
             raise ValueError(f"it has more than {_MAX_FILE_BYTES} bytes")
-        digests = _digests(_lines(data.decode("utf-8-sig")))
-        if not digests:
+        rights = rights_of(data.decode("utf-8-sig"))
+        if not rights:
             raise ValueError("it holds no key")
-        if self._of_file and digests != self._of_file:
-            log.info("%d keys read from %s", len(digests), path)
-        self._of_file = digests
+        changed, first = rights != self._of_file, not self._of_file
+        self._of_file = rights
+        if changed:
+            self._callers = self._known()
+        if changed and not first:
+            log.info("%d keys read from %s", len(rights), path)
         settled = time() - about.st_mtime > _RACY_S or not stat.S_ISREG(about.st_mode)  # a pipe can be read but once
         self._seen = _signature(about) if settled else None
 
+    def _known(self) -> dict[bytes, Caller]:
+        """The callers there are now. What a key holds it goes on holding, whatever its limits were and are."""
+        rights = {**self._fixed, **self._of_file}
+        held = {place: one for place, one in self._allowances.items() if place[0] in rights or one.held_now}
+        self._allowances = held
 
-def warn_if_plaintext(keys: Keys, host: str) -> None:
+        def allowance(digest: bytes, what: str, limit: int | None) -> Allowance | None:
+            known = held.get((digest, what))
+            if known is not None:
+                known.resize(sys.maxsize if limit is None else limit)
+            elif limit is not None:
+                known = held[digest, what] = Allowance(limit, f"{what} of this key")
+            return None if limit is None else known
+
+        return {
+            digest: Caller(
+                digest.hex()[:_NAME_DIGITS],
+                may.lanes,
+                allowance(digest, "patches", may.max_patches),
+                allowance(digest, "requests", may.max_requests),
+            )
+            for digest, may in rights.items()
+        }
+
+
+def warn_if_plaintext(keys: Keys, host: str, encrypted: bool = False) -> None:
     """Say in the log, at start, that keys will cross a network that others may read."""
-    if keys.on and not _is_loopback(host):
-        log.warning("keys are on, but %s is no loopback address and nothing is encrypted: put TLS in front", host)
+    if keys.on and not encrypted and not _is_loopback(host):
+        log.warning("keys are on, but %s is no loopback address and nothing is encrypted: use TLS", host)
 
 
 def _is_loopback(host: str) -> bool:
@@ -115,30 +154,6 @@ def _signature(about: os.stat_result) -> tuple[int, ...]:
     if not stat.S_ISREG(about.st_mode):
         return (about.st_dev, about.st_ino)
     return (about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns)
-
-
-def _lines(text: str) -> Iterable[str]:
-    """The keys in a file, whose `#` starts a comment where a word could start."""
-    for number, line in enumerate(text.splitlines(), 1):
-        words = line.split(maxsplit=1)
-        if not words or words[0].startswith("#"):
-            continue
-        if len(words) > 1 and not words[1].startswith("#"):
-            raise ValueError(f"line {number} holds more than one word")
-        yield words[0]
-
-
-def _digests(keys: Iterable[str]) -> frozenset[bytes]:
-    digests = set()
-    for index, key in enumerate(keys, 1):
-        if not _KEY.fullmatch(key):
-            raise ValueError(f"key {index} holds a character that no header can carry")
-        digests.add(_digest(key))
-    return frozenset(digests)
-
-
-def _digest(key: str) -> bytes:
-    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
 
 
 def _reason(error: Exception) -> str:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from viq.config import CODES_PER_PATCH, grid_of
+from viq_serving.tracing import Traces
 from viq_serving.types import Door, Method, ModelInfo, Priority, Timings
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -26,6 +27,7 @@ class Metrics:
 
     def __init__(self, version: str) -> None:
         registry = self.registry = CollectorRegistry()
+        self.traces: Traces | None = None  # set before the doors open, if requests are to be traced
         self.requests = Counter(
             "viq_requests_total",
             "Requests answered; outcome is ok or the error code.",
@@ -37,6 +39,13 @@ class Metrics:
         self.patches = Counter("viq_patches_total", "Patches of images answered.", ["method"], registry=registry)
         self.codes = Counter("viq_codes_total", "Codes made by encode.", registry=registry)
         self.rejected = Counter("viq_rejected_total", "Requests refused, by error code.", ["reason"], registry=registry)
+        self.cached = Counter(
+            "viq_cache_total",
+            "Images asked of the cache: kept there, computed for it, or computed for another request meanwhile.",
+            ["result"],
+            registry=registry,
+        )
+        self.cache_bytes = Gauge("viq_cache_bytes", "Bytes that the cache holds.", registry=registry)
         self.duration = Histogram(
             "viq_request_duration_seconds",
             "From the request's headers to the last byte of the reply.",
@@ -74,6 +83,27 @@ class Metrics:
         self.queue_oldest = Gauge(
             "viq_queue_oldest_seconds", "How long the one that waits longest has waited.", registry=registry
         )
+        self.lane_requests = Gauge(
+            "viq_lane_requests", "Images that wait for the device, by lane.", ["lane"], registry=registry
+        )
+        self.lane_oldest = Gauge(
+            "viq_lane_oldest_seconds",
+            "How long the one that waits longest for the device has waited, by lane.",
+            ["lane"],
+            registry=registry,
+        )
+        self.lane_line = Gauge(
+            "viq_lane_line_requests",
+            "Requests that wait for room in the queue, as items of streams do, by lane.",
+            ["lane"],
+            registry=registry,
+        )
+        self.lane_seconds = Counter(
+            "viq_lane_device_seconds_total", "Time of devices that each lane has used.", ["lane"], registry=registry
+        )
+        self.device_up = Gauge(
+            "viq_device_up", "1 while the device works, 0 once it is lost.", ["device", "replica"], registry=registry
+        )
         self.device_memory = Gauge(
             "viq_device_memory_bytes", "Memory of a device, by kind.", ["device", "kind"], registry=registry
         )
@@ -89,7 +119,7 @@ class Metrics:
         build.labels(version, python_version()).set(1)
         self.model = Gauge(
             "viq_model_info",
-            "Always 1, one series for each loaded size.",
+            "Always 1, one series for each loaded size and device.",
             ["size", "fingerprint", "dtype", "device", "untrained"],
             registry=registry,
         )
@@ -97,7 +127,8 @@ class Metrics:
     def loaded(self, model: ModelInfo) -> None:
         """Show `model` among the loaded ones."""
         untrained = "true" if model.untrained else "false"
-        self.model.labels(model.size, model.fingerprint, model.dtype, model.device, untrained).set(1)
+        for device in model.device.split(","):
+            self.model.labels(model.size, model.fingerprint, model.dtype, device, untrained).set(1)
 
         seen = self._codebooks.setdefault(model.size, np.zeros(model.codebook_size, np.bool_))
         self.codebook_used.labels(model.size).set_function(lambda: float(seen.mean()))
@@ -107,6 +138,12 @@ class Metrics:
         self.queue_requests.set_function(lambda: waiting()[0])
         self.queue_patches.set_function(lambda: waiting()[1])
         self.queue_oldest.set_function(lambda: waiting()[2])
+
+    def watch_lane(self, lane: Priority, waiting: Callable[[], tuple[int, float, int]]) -> None:
+        """Read the gauges of a lane from `waiting`: entries, seconds of the oldest, requests without room."""
+        self.lane_requests.labels(lane).set_function(lambda: waiting()[0])
+        self.lane_oldest.labels(lane).set_function(lambda: waiting()[1])
+        self.lane_line.labels(lane).set_function(lambda: waiting()[2])
 
     def watch_memory(self, device: str, kinds: Mapping[str, Callable[[], float]]) -> None:
         """Read the memory of `device` from these functions, by kind."""
@@ -133,6 +170,12 @@ class Metrics:
             self.codes.inc(CODES_PER_PATCH * patches)
         for stage in _STAGES:
             self.stages.labels(method, stage).observe(getattr(timings, stage) / 1000)
+
+    def recalled(self, size: str, images: Sequence[tuple[int, int]]) -> None:
+        """Count images of `(H, W)` pixels that were answered from what others had computed."""
+        self.images.labels("encode", size).inc(len(images))
+        self.pixels.inc(sum(height * width for height, width in images))
+        self.patches.labels("encode").inc(sum(h * w for h, w in (grid_of(*image) for image in images)))
 
     def answered(self, method: str, door: Door, size: str, priority: Priority, outcome: str, seconds: float) -> None:
         """Count one request at a door; `outcome` is "ok", an error code or "cancelled"."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
@@ -24,6 +24,8 @@ PREFIX = "VIQ_"
 # What Kubernetes puts into the environment of a pod beside a service whose name starts with `viq`.
 _LINK_NAME = re.compile(r"^VIQ_(.+_)?SERVICE_|^VIQ_(.+_)?PORT_\d+_(TCP|UDP|SCTP)(_|$)")
 _LINK_VALUE = ("tcp://", "udp://", "sctp://")
+
+_URL = re.compile(r"https?://[^\s/@?#]+(/[^\s@?#]*)?")
 
 
 class _Environment(EnvSettingsSource):
@@ -52,24 +54,60 @@ class Settings(BaseSettings):
     size: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(), description="size to load, repeatable; the first is the default of requests that name none"
     )
-    device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")
+    device: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="auto, cpu, cuda or cuda:N, repeatable: each computes a part of the batches, and all must make the "
+        "same codes; default: auto, one GPU if there is any",
+    )
+    replicas: int = Field(
+        default=1, ge=1, description="threads that compute on each device; a CPU's processors are shared out among them"
+    )
     dtype: Literal["auto", "bfloat16", "float32", "float16"] = Field(
         default="auto", description="compute type; auto is bfloat16 on CUDA and float32 on CPU"
     )
     host: str = Field(default="127.0.0.1", description="address to listen on")
-    http_port: int = Field(default=8000, ge=0, le=65535, description="HTTP port; 0 lets the system choose")
-    grpc_port: int = Field(default=8001, ge=0, le=65535, description="gRPC port; 0 lets the system choose")
+    http_port: int | None = Field(default=8000, ge=0, le=65535, description="HTTP port; 0 lets the system choose")
+    grpc_port: int | None = Field(default=8001, ge=0, le=65535, description="gRPC port; 0 lets the system choose")
     metrics_port: int | None = Field(
         default=None,
         ge=0,
         le=65535,
-        description="port that serves /metrics alone, and without a key; none: no such port",
+        description="port that serves /metrics alone, without a key and always in plaintext; none: no such port",
+    )
+    http_uds: str | None = Field(
+        default=None,
+        description="path of a Unix socket that serves HTTP in place of the port, or beside it if --http-port is given",
+    )
+    grpc_uds: str | None = Field(default=None, description="path of a Unix socket that serves gRPC, likewise")
+    uds_mode: str = Field(
+        default="0660", pattern=r"^0?[0-7]{3}$", description="permissions of Unix sockets; their traffic is plaintext"
+    )
+    tls_cert: str | None = Field(
+        default=None,
+        description="PEM file of the server's certificate and those between it and a root: both ports then speak TLS "
+        "only. All three files are read again when they change",
+    )
+    tls_key: str | None = Field(default=None, description="PEM file of its private key, without a passphrase")
+    tls_client_ca: str | None = Field(
+        default=None,
+        description="PEM file of roots: only clients with a certificate that one of them vouches for are let in, "
+        "so none of Kubernetes' own probes: have an exec probe ask a Unix socket",
     )
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
         default=(), description="keys that callers show as Bearer tokens; none, here or in a file: everything is open"
     )
     api_keys_file: str | None = Field(
-        default=None, description="file of keys, one a line, # starts a comment; read again when it changes"
+        default=None,
+        description="file of keys, one a line with its limits: KEY [lanes=bulk] [max-patches=N] [max-requests=N], "
+        "# starts a comment; read again when it changes",
+    )
+    cache_bytes: int = Field(
+        default=0,
+        ge=0,
+        description="bytes of codes kept for images that come again, which are then not encoded again; 0: none",
+    )
+    cache_shared: bool = Field(
+        default=False, description="whether callers with different keys may be answered from one another's images"
     )
     drain_delay: float = Field(
         default=5.0,
@@ -99,6 +137,18 @@ class Settings(BaseSettings):
         allow_inf_nan=False,
         description="longest wait for the device; what would wait longer is refused",
     )
+    bulk_share: float = Field(
+        default=0.2,
+        gt=0,
+        lt=1,
+        description="part of the device that bulk requests have at least while interactive ones wait, too",
+    )
+    bulk_max_wait_s: float = Field(
+        default=2.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="seconds after which a lane that has had no batch gets the next one, whatever the shares say",
+    )
     max_batch_patches: int | None = Field(
         default=None, ge=1, description="patches computed together, attention counted in; none: by the device"
     )
@@ -121,6 +171,35 @@ class Settings(BaseSettings):
         allow_inf_nan=False,
         description="seconds after which a gRPC connection is asked to go, so that clients spread over replicas",
     )
+    stream_max_bytes: int = Field(
+        default=64 * 2**20,
+        ge=1,
+        description="most bytes of a gRPC stream's unanswered items, or of their answers if those are larger; "
+        "no more is read before some are answered",
+    )
+    stream_max_patches: int = Field(
+        default=16_384, ge=1, description="most patches of a gRPC stream's unanswered items, likewise"
+    )
+    stream_max_items: int = Field(default=1024, ge=1, description="most unanswered items of a gRPC stream, likewise")
+    stream_max_open: int = Field(
+        default=128, ge=1, description="most gRPC streams of items at one time, of all connections together"
+    )
+    stream_max_age_s: float = Field(
+        default=300.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="seconds after which a gRPC stream is answered and ended, so that clients spread over replicas",
+    )
+    otlp_endpoint: str | None = Field(
+        default=None,
+        description="http:// or https:// URL of an OpenTelemetry collector that traces are sent to; none: that of "
+        "OTEL_EXPORTER_OTLP_ENDPOINT, or no traces. The standard OTEL_ variables say the rest",
+    )
+    otlp_protocol: Literal["auto", "grpc", "http/protobuf"] = Field(
+        default="auto",
+        description="how traces are sent; auto: as OTEL_EXPORTER_OTLP_PROTOCOL says, else http/protobuf to port 4318 "
+        "and grpc to others",
+    )
     log_format: Literal["json", "text"] = Field(default="json", description="form of log lines")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="least severe log line shown"
@@ -139,7 +218,7 @@ class Settings(BaseSettings):
         except ValidationError as error:
             raise SettingsError("; ".join(_sentence(detail) for detail in error.errors())) from None
 
-    @field_validator("size", "api_keys", mode="before")
+    @field_validator("size", "device", "api_keys", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         if isinstance(value, str):
@@ -153,10 +232,52 @@ class Settings(BaseSettings):
             raise ValueError(f"a size is given twice: {', '.join(value)}")
         return value
 
-    @field_validator("weights_root", "api_keys_file")
+    @field_validator("device")
+    @classmethod
+    def _distinct_devices(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) != len(value):
+            raise ValueError(f"a device is given twice: {', '.join(value)}; replicas are for that")
+        return value
+
+    @field_validator(
+        "weights_root",
+        "api_keys_file",
+        "http_uds",
+        "grpc_uds",
+        "tls_cert",
+        "tls_key",
+        "tls_client_ca",
+        "otlp_endpoint",
+    )
     @classmethod
     def _empty_is_none(cls, value: str | None) -> str | None:
         return value or None
+
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _is_url(cls, value: str | None) -> str | None:
+        if value is not None and not _URL.fullmatch(value):
+            raise ValueError("expected http://HOST[:PORT] or https://HOST[:PORT], without a user name")
+        return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sockets_for_ports(cls, given: Any) -> Any:
+        """A Unix socket takes the place of a port that nobody asked for."""
+        places = (("http_port", "http_uds"), ("grpc_port", "grpc_uds"))
+        return {**{port: None for port, path in places if given.get(path)}, **given}
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("tls_cert and tls_key are given together or not at all")
+        if self.tls_client_ca is not None and self.tls_cert is None:
+            raise ValueError("tls_client_ca needs tls_cert and tls_key")
+        if self.http_uds is not None and self.http_uds == self.grpc_uds:
+            raise ValueError(f"http_uds and grpc_uds are both {self.http_uds}")
+        if {self.http_port, self.http_uds} == {None} or {self.grpc_port, self.grpc_uds} == {None}:
+            raise ValueError("http_port and grpc_port may be missing only where there is a Unix socket")
+        return self
 
     @classmethod
     def settings_customise_sources(
@@ -180,6 +301,10 @@ class Settings(BaseSettings):
             "max_patches",
             "max_queue_patches",
             "max_queue_age_s",
+            "stream_max_bytes",
+            "stream_max_patches",
+            "stream_max_items",
+            "stream_max_age_s",
             "body_read_timeout_s",
             "drain_delay",
         )
@@ -205,4 +330,6 @@ def unknown_names(environ: Mapping[str, str]) -> list[str]:
 
 def _sentence(detail: Any) -> str:
     name = ".".join(str(part) for part in detail["loc"])
+    if not name:  # of several together, all of which, keys too, would be shown
+        return str(detail["msg"])
     return f"{name} ({PREFIX}{name.upper()}): {detail['msg']}, got {detail['input']!r}"

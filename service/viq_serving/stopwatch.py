@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from time import perf_counter
 from typing import Literal
 
-from viq_serving.engine.scheduler import Entry
+from viq_serving.engine.work import Entry
 from viq_serving.engine.worker import Answer
 from viq_serving.types import Timings
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Generic, Literal, TypeVar
 
 import numpy as np
@@ -56,6 +56,13 @@ class Caller:
         if priority not in self.lanes:
             raise Forbidden(f"the key has no right to {priority}, only to {', '.join(sorted(self.lanes))}")
 
+    def lane(self, asked: Priority | None, usual: Priority = "interactive") -> Priority:
+        """The lane that a request takes: what it asks for if that is permitted; asking nothing, `usual` or what is."""
+        if asked is not None:
+            self.permit(asked)
+            return asked
+        return usual if usual in self.lanes else min(self.lanes)
+
 
 ANYBODY = Caller()
 
@@ -88,6 +95,7 @@ class ModelInfo:
     dtype: str
     device: str
     untrained: bool
+    replicas: int = 1
 
     @property
     def label(self) -> str:
@@ -104,6 +112,10 @@ class Timings:
     transfer: float = 0.0
     compute: float = 0.0
     postprocess: float = 0.0
+
+    def __add__(self, other: Timings) -> Timings:
+        """Both, one after the other."""
+        return Timings(*(round(a + b, 3) for a, b in zip(astuple(self), astuple(other), strict=True)))
 
 
 @dataclass(frozen=True)

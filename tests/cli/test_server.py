@@ -141,7 +141,7 @@ def test_what_is_no_such_service_is_a_server_error(server: str) -> None:
     assert caught.value.code == "unreachable"
 
 
-@pytest.mark.parametrize("url", ["localhost:8000", "ftp://host", "http://", "http://host:port"])
+@pytest.mark.parametrize("url", ["localhost", "ftp://host", "http://", "http://host:port"])
 def test_an_address_that_is_none_is_invalid_input(url: str) -> None:
     with pytest.raises(InvalidInput, match="server"):
         Client(url)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import numpy as np
 import pytest
+from tests.doors.serving import until
 
 from viq import Codes, ViQ
 from viq_serving.pb import open_inference_pb2 as oip
@@ -314,6 +315,7 @@ def test_what_nobody_foresaw_is_internal_without_details_outside(server: Server,
     check(reply, "internal", "internal error", native=door != "oip_http")
     assert "secret" not in reply.message
     assert "RuntimeError: secret of the device" in server.log()
+    until(lambda: request_id in server.access(), "its line in the log")  # written when it is already answered
     assert server.access()[request_id] == "internal"
 
 

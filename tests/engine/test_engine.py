@@ -17,7 +17,7 @@ from viq import Codes, ViQ
 from viq.launched import Launched
 from viq.patches import Patches
 from viq_serving.engine.engine import EngineLimits
-from viq_serving.engine.scheduler import Entry, Request
+from viq_serving.engine.work import Entry, Flow, Request
 from viq_serving.errors import DeadlineExceeded, Internal, InvalidInput, NotReady, Overloaded, ViQError
 from viq_serving.images import ImageLimits, decode, encode_picture
 from viq_serving.metrics import Metrics
@@ -394,7 +394,7 @@ def test_who_is_not_answered_when_all_ends_is_told_so(ask: Ask) -> None:
         gate = faulty.fault = Gate()
         requests = [asyncio.create_task(tokenizer.encode([image()], tokenizer.model())) for _ in range(2)]
         await asyncio.to_thread(gate.entered.wait, 60)
-        unprepared = tokenizer._engine.job([Entry(("encode", "nano"), 4, Request(monotonic()))])
+        unprepared = tokenizer._engine.job([Entry(Flow("encode", "nano"), 4, Request(monotonic()))])
         answers = asyncio.create_task(tokenizer._engine.answers(unprepared))
         gate.open()
         tokenizer.close()

@@ -8,11 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from viq_serving.engine.scheduler import Batch, Entry, Flow, Request, Scheduler, cost_of
+from viq_serving.engine.scheduler import Scheduler
+from viq_serving.engine.work import Batch, Entry, Flow, Request, cost_of
 
-ENCODE: Flow = ("encode", "nano")
-EMBED: Flow = ("embed", "nano")
-DECODE: Flow = ("decode", "nano")
+ENCODE = Flow("encode", "nano")
+EMBED = Flow("embed", "nano")
+DECODE = Flow("decode", "nano")
 
 
 def entry(patches: int, flow: Flow = EMBED, *, asked: float = 0.0, deadline: float = math.inf) -> Entry:
@@ -80,7 +81,7 @@ def test_the_budget_counts_attention_not_only_patches() -> None:
 
 def test_a_batch_is_of_one_operation_and_one_size() -> None:
     scheduler = Scheduler(100)
-    flows: list[Flow] = [ENCODE, DECODE, ("encode", "16k"), EMBED]
+    flows: list[Flow] = [ENCODE, DECODE, Flow("encode", "16k"), EMBED]
     put(scheduler, *(entry(1, flow) for flow in flows))
     assert sorted(batch_of(scheduler).flow for _ in flows) == sorted(flows)
 
@@ -93,7 +94,7 @@ def run(scheduler: Scheduler, seconds: dict[Flow, float], rounds: int) -> dict[F
     for _ in range(rounds):
         batch = batch_of(scheduler)
         used[batch.flow] += seconds[batch.flow]
-        scheduler.computed(batch, seconds[batch.flow])
+        scheduler.computed(batch, seconds[batch.flow], 0.0)
     return used
 
 
@@ -110,7 +111,7 @@ def test_an_operation_that_was_idle_gets_no_arrears() -> None:
     for _ in range(8):
         batch = batch_of(scheduler)
         order.append(batch.flow)
-        scheduler.computed(batch, 1.0)
+        scheduler.computed(batch, 1.0, 0.0)
     assert order.count(ENCODE) == order.count(DECODE) == 4
 
 
@@ -134,7 +135,7 @@ def test_work_past_its_deadline_is_handed_back_and_its_neighbours_are_computed()
 def test_work_that_cannot_finish_before_its_deadline_is_not_begun() -> None:
     scheduler = Scheduler(100)
     for _ in range(3):
-        scheduler.learn(EMBED, 10, 2.0)
+        scheduler.learn(EMBED.kind, 10, 2.0)
     hopeless, feasible = entry(10, deadline=1.0), entry(10, deadline=3.0)
     put(scheduler, hopeless, feasible)
     batch = batch_of(scheduler)
@@ -144,7 +145,7 @@ def test_work_that_cannot_finish_before_its_deadline_is_not_begun() -> None:
 def test_alone_work_is_begun_even_if_it_is_expected_to_be_late() -> None:
     scheduler, alone = Scheduler(100), entry(10, deadline=1.0)
     for _ in range(3):
-        scheduler.learn(EMBED, 10, 2.0)
+        scheduler.learn(EMBED.kind, 10, 2.0)
     put(scheduler, alone)
     assert batch_of(scheduler).entries == [alone]
 
@@ -163,8 +164,8 @@ def test_a_request_that_waited_too_long_is_handed_back_unless_it_has_begun() -> 
 def test_the_age_limit_leaves_time_for_the_batch_but_never_more_than_half() -> None:
     scheduler = Scheduler(10, max_age_s=4.0)
     for _ in range(3):
-        scheduler.learn(EMBED, 10, 1.0)
-        scheduler.learn(DECODE, 10, 60.0)
+        scheduler.learn(EMBED.kind, 10, 1.0)
+        scheduler.learn(DECODE.kind, 10, 60.0)
     for flow, limit_s in ((EMBED, 3.0), (DECODE, 2.0)):
         young, old = entry(1, flow, asked=10.0 - limit_s + 0.1), entry(1, flow, asked=10.0 - limit_s - 0.1)
         put(scheduler, young, old)
@@ -212,7 +213,7 @@ def test_all_work_comes_out_once_and_no_batch_is_over_budget_unless_alone(
         assert batch.cost <= budget or len(batch.entries) == 1
         assert {one.flow for one in batch.entries} == {batch.flow}
         seen += batch.entries
-        scheduler.computed(batch, 0.01 * batch.cost)
+        scheduler.computed(batch, 0.01 * batch.cost, 0.0)
     assert sorted(map(id, seen)) == sorted(map(id, kept))
     assert (scheduler.entries, scheduler.patches) == (0, 0)
 

@@ -13,7 +13,7 @@ import pytest
 Serve = Callable[..., AbstractContextManager[httpx.Client]]
 
 HEADERS = {"ViQ-Timeout-Ms", "ViQ-Priority", "ViQ-Expect-Fingerprint", "X-Request-ID"}
-METHODS = ("encode", "decode", "embed", "plan", "models")
+METHODS = ("encode", "decode", "embed", "reconstruct", "plan", "models")
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +43,16 @@ def test_every_method_names_the_headers_it_heeds(openapi: dict[str, Any]) -> Non
         (operation,) = openapi["paths"][f"/v1/{method}"].values()
         references = {one["$ref"] for one in operation["parameters"] if "$ref" in one}
         assert references == {f"#/components/parameters/{name}" for name in HEADERS}
+
+
+def test_reconstruct_says_what_its_headers_mean(openapi: dict[str, Any], client: httpx.Client) -> None:
+    operation = openapi["paths"]["/v1/reconstruct"]["post"]
+    headers = operation["responses"]["200"]["headers"]
+    assert set(headers) == {"ViQ-PSNR", "ViQ-SSIM", "ViQ-Grid", "ViQ-Image-Size"}
+    options = {parameter["name"] for parameter in operation["parameters"] if parameter.get("in") == "query"}
+    assert options == {"size", "format", "exif", "alpha"}
+    page = client.get("/docs").text
+    assert all(name in page for name in headers)
 
 
 def test_references_lead_somewhere(openapi: dict[str, Any]) -> None:

@@ -31,7 +31,7 @@ quick = settings(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 
-PATHS = st.sampled_from(["/v1/encode", "/v1/decode", "/v1/embed", "/v1/plan", "/v1/models"])
+PATHS = st.sampled_from(["/v1/encode", "/v1/decode", "/v1/embed", "/v1/reconstruct", "/v1/plan", "/v1/models"])
 NAMES = ("size", "codes", "exif", "alpha", "format", "dtype", "any_fingerprint", "x")
 VALUES = st.one_of(
     st.sampled_from(["nano", "json", "base64", "bfloat16", "1", "0", "true", "drop"]), st.text(max_size=8)

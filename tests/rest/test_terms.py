@@ -97,7 +97,7 @@ def post(path: str, body: bytes, *headers: str) -> bytes:
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "1.5", "1e3", "", "soon", "+5", "1_000", "9" * 13, "٣"])
-@pytest.mark.parametrize("path", ["/v1/encode", "/v1/decode", "/v1/embed", "/v1/plan", "/v1/models"])
+@pytest.mark.parametrize("path", ["/v1/encode", "/v1/decode", "/v1/embed", "/v1/reconstruct", "/v1/plan", "/v1/models"])
 def test_a_timeout_that_is_no_positive_whole_number_is_422(client: httpx.Client, path: str, value: str) -> None:
     verb = "GET" if path == "/v1/models" else "POST"
     reply = client.request(verb, path, headers={b"ViQ-Timeout-Ms": value.encode()})

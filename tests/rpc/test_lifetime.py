@@ -16,41 +16,15 @@ from grpc_reflection.v1alpha.reflection_pb2_grpc import ServerReflectionStub
 
 from viq_serving.pb import viq_pb2 as pb
 from viq_serving.pb.viq_pb2_grpc import ViQStub
-from viq_serving.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from tests.rpc.conftest import Door
+    from tests.rpc.conftest import Door, Stuck
 
 MakeImage = Callable[..., bytes]
 Open = Callable[..., AbstractContextManager["Door"]]
 
 NAMES = ("", "viq.v1.ViQ", "inference.GRPCInferenceService")
 SERVING, NOT_SERVING = HealthCheckResponse.SERVING, HealthCheckResponse.NOT_SERVING
-
-
-class Stuck:
-    """A tokenizer's encode that begins and then waits to be let go; notes who gave up."""
-
-    def __init__(self) -> None:
-        self.begun, self.cancelled, self.let_go = 0, 0, asyncio.Event()
-
-    def into(self, tokenizer: Tokenizer) -> None:
-        self._encode = tokenizer.encode
-        tokenizer.encode = self._wait  # type: ignore[assignment,method-assign]
-
-    async def _wait(self, *arguments: Any) -> Any:
-        self.begun += 1
-        try:
-            await self.let_go.wait()
-        except asyncio.CancelledError:
-            self.cancelled += 1
-            raise
-        return await self._encode(*arguments)
-
-
-@pytest.fixture
-def stuck() -> Stuck:
-    return Stuck()
 
 
 def counted(door: Door, outcome: str) -> float:

@@ -27,9 +27,9 @@ IMAGE = encode_picture(np.full((24, 40, 3), 99, np.uint8), "png")
 
 
 @contextmanager
-def process(flags: str = "{}") -> Iterator[subprocess.Popen[str]]:
+def process(flags: str = "{}", script: str = SERVE) -> Iterator[subprocess.Popen[str]]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("VIQ_")}
-    command = [sys.executable, "-c", SERVE, flags]
+    command = [sys.executable, "-c", script, flags]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment) as running:
         try:
@@ -107,6 +107,26 @@ def test_weights_that_cannot_be_loaded_exit_3_and_name_the_folder(tmp_path: Path
         _, errors = running.communicate(timeout=60)
     assert running.returncode == 3
     assert str(tmp_path) in errors
+    assert "Traceback" not in errors
+
+
+UNLIKE = """
+from viq import ViQ
+make = ViQ.__init__
+def unlike(self, *arguments, **named):
+    make(self, *arguments, **named)
+    if self.device == "cpu:0":
+        self.fingerprint = "0123456789abcdef.01234567"
+ViQ.__init__ = unlike
+"""
+
+
+def test_devices_that_would_make_different_codes_exit_3_and_are_both_named() -> None:
+    with process('{"http_port": 0, "grpc_port": 0, "device": ["cpu", "cpu:0"]}', UNLIKE + SERVE) as running:
+        _, errors = running.communicate(timeout=60)
+    assert running.returncode == 3
+    assert "would not give the same codes: cpu has fingerprint" in errors
+    assert "cpu:0 has 0123456789abcdef.01234567" in errors
     assert "Traceback" not in errors
 
 

@@ -5,49 +5,15 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tests.service.key_file import LONG_AGO, Clock, KeyFile, knows
 
 from viq_serving.errors import SettingsError, Unauthenticated
 from viq_serving.keys import Keys, warn_if_plaintext
 from viq_serving.settings import Settings
-
-LONG_AGO = 1_000_000_000
-
-
-class Clock:
-    """Time that passes when the test says so."""
-
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-    def pass_a_second(self) -> None:
-        self.now += 1.0
-
-
-class KeyFile:
-    """A file of keys, old enough to be taken as it is."""
-
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / "keys"
-
-    def write(self, text: str | bytes) -> None:
-        self.path.write_bytes(text.encode() if isinstance(text, str) else text)
-        os.utime(self.path, (LONG_AGO, LONG_AGO))
-
-    def replace(self, text: str) -> None:
-        """Put another file in its place at once, as careful writers do."""
-        fresh = self.path.with_suffix(".new")
-        fresh.write_text(text)
-        os.utime(fresh, (LONG_AGO, LONG_AGO))
-        fresh.replace(self.path)
-
-    def keys(self, clock: Callable[[], float] = Clock()) -> Keys:
-        return Keys(Settings.load({"api_keys_file": str(self.path)}), clock)
+from viq_serving.types import ANYBODY
 
 
 @pytest.fixture
@@ -55,19 +21,11 @@ def file(tmp_path: Path) -> KeyFile:
     return KeyFile(tmp_path)
 
 
-def knows(keys: Keys, key: str) -> bool:
-    try:
-        keys.check(f"Bearer {key}")
-    except Unauthenticated:
-        return False
-    return True
-
-
 def test_without_keys_everybody_may_ask() -> None:
     keys = Keys(Settings.load())
     assert not keys.on
-    keys.check(None)
-    keys.check("Bearer whatever")
+    assert keys.check(None) is keys.check("Bearer whatever") is ANYBODY
+    assert (ANYBODY.name, ANYBODY.patches, ANYBODY.requests) == ("", None, None)
 
 
 def test_each_key_of_the_environment_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,8 +159,8 @@ def test_a_file_that_cannot_be_used_later_leaves_the_last_good_keys_and_one_erro
     [
         (b"", "no key"),
         (b"# nothing but words\n\n", "no key"),
-        (b"s3cret open", "line 1 holds more than one word"),
-        (b"fine\n\ns3cr\x00et", "key 2"),
+        (b"s3cret open", "line 1: after the key come only lanes="),
+        (b"fine\n\ns3cr\x00et", "line 3: it holds a character"),
         (b"\xff\xfes3cret", "UTF-8"),
         (b"s3cret\n" * 200_000, "1048576"),
     ],
@@ -252,7 +210,10 @@ def test_a_pipe_is_read_once_and_never_waited_for_again() -> None:
 def test_keys_on_a_port_that_others_can_reach_are_warned_of(
     caplog: pytest.LogCaptureFixture, host: str, warned: bool
 ) -> None:
-    warn_if_plaintext(Keys(Settings.load({"api_keys": "s3cret"})), host)
+    keys = Keys(Settings.load({"api_keys": "s3cret"}))
+    warn_if_plaintext(keys, host, encrypted=True)
+    assert not caplog.records
+    warn_if_plaintext(keys, host)
     assert bool(caplog.records) is warned
     assert "s3cret" not in caplog.text
 

@@ -35,16 +35,18 @@ def launch_encode(self, images):
     return compute(self, images)
 ViQ.launch_encode = launch_encode
 flags = {"http_port": 0, "grpc_port": 0, "drain_delay": float(sys.argv[2]), "stall_timeout_s": float(sys.argv[1])}
-sys.exit(run(Settings.load(flags)))
+sys.exit(run(Settings.load({**flags, "replicas": int(sys.argv[3])})))
 """
 HANGS, WAITS = (encode_picture(np.full((side, side, 3), 99, np.uint8), "png") for side in (48, 32))
 
 
 @contextmanager
-def hanging(stall_timeout_s: float, drain_delay: float = 0.0) -> Iterator[tuple[subprocess.Popen[str], str, str]]:
+def hanging(
+    stall_timeout_s: float, drain_delay: float = 0.0, replicas: int = 1
+) -> Iterator[tuple[subprocess.Popen[str], str, str]]:
     """A ready server that hangs at a picture of 48x48, and its addresses."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("VIQ_")}
-    command = [sys.executable, "-c", SERVE, str(stall_timeout_s), str(drain_delay)]
+    command = [sys.executable, "-c", SERVE, str(stall_timeout_s), str(drain_delay), str(replicas)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         try:
             assert process.stdout is not None
@@ -82,6 +84,28 @@ def test_a_device_lost_while_stopping_is_no_clean_end() -> None:
         process.send_signal(signal.SIGTERM)
         assert hung.result().status_code == 503
         assert process.wait(60) == 3
+
+
+def test_one_of_two_replicas_that_hangs_fails_what_it_has_and_the_other_goes_on_to_a_clean_end() -> None:
+    with hanging(2.0, replicas=2) as (process, http, rpc), grpc.insecure_channel(rpc) as channel:
+        url, stub = f"http://{http}", ViQStub(channel)
+        (model,) = httpx.get(f"{url}/v1/models", timeout=60).json()["models"]
+        assert (model["device"], model["replicas"]) == ("cpu", 2)
+        hung = stub.Encode.future(pb.EncodeRequest(items=[pb.Item(image=HANGS)]), timeout=60)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "hangs\n"
+        while not hung.done():
+            assert httpx.post(f"{url}/v1/encode", content=WAITS, timeout=60).status_code == 200
+        error: Any = hung.exception()
+        assert error.code() is grpc.StatusCode.UNAVAILABLE
+        assert "no progress for 2 s" in error.details()
+        for path in ("readyz", "livez"):
+            assert httpx.get(f"{url}/{path}", timeout=60).status_code == 200
+        metrics = httpx.get(f"{url}/metrics", timeout=60).text
+        assert sum(line.startswith("viq_device_up{") and line.endswith(" 1.0") for line in metrics.splitlines()) == 1
+        assert stub.Encode(pb.EncodeRequest(items=[pb.Item(image=WAITS)]), timeout=60).results[0].codes.data
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

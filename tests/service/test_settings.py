@@ -13,7 +13,7 @@ from viq_serving.settings import Settings, unknown_names
 
 def test_defaults_are_those_of_the_interface() -> None:
     settings = Settings.load()
-    assert (settings.weights_root, settings.size, settings.device, settings.dtype) == (None, (), "auto", "auto")
+    assert (settings.weights_root, settings.size, settings.device, settings.dtype) == (None, (), (), "auto")
     assert (settings.host, settings.http_port, settings.drain_delay) == ("127.0.0.1", 8000, 5.0)
     assert settings.limits() == {
         "max_body_bytes": 64 * 2**20,
@@ -23,6 +23,10 @@ def test_defaults_are_those_of_the_interface() -> None:
         "max_message_bytes": 64 * 2**20,
         "max_queue_patches": 262_144,
         "max_queue_age_s": 10.0,
+        "stream_max_bytes": 64 * 2**20,
+        "stream_max_patches": 16_384,
+        "stream_max_items": 1024,
+        "stream_max_age_s": 300.0,
         "body_read_timeout_s": 30.0,
         "drain_delay": 5.0,
     }
@@ -41,6 +45,12 @@ def test_the_environment_sets_and_flags_override_it(monkeypatch: pytest.MonkeyPa
     assert settings.size == ("16k", "64k")
     assert settings.weights_root == "hf:some/where"
     assert settings.host == "127.0.0.1"
+
+
+def test_several_devices_are_named_one_by_one_or_with_commas(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VIQ_DEVICE", "cuda:0, cuda:1")
+    assert Settings.load().device == ("cuda:0", "cuda:1")
+    assert Settings.load({"device": ("cpu",)}).device == ("cpu",)
 
 
 def test_an_empty_weights_root_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,6 +92,11 @@ def test_a_service_link_with_the_name_of_a_setting_does_not_set_it(monkeypatch: 
         ({"http_port": 65536}, "http_port"),
         ({"http_port": "many"}, "VIQ_HTTP_PORT"),
         ({"dtype": "int8"}, "dtype"),
+        ({"device": ("cuda:0", "cuda:0")}, "twice: cuda:0, cuda:0; replicas"),
+        ({"replicas": 0}, "replicas"),
+        ({"bulk_share": 1}, "bulk_share"),
+        ({"bulk_share": 0}, "bulk_share"),
+        ({"bulk_max_wait_s": 0}, "bulk_max_wait_s"),
         ({"drain_delay": -1}, "drain_delay"),
         ({"max_images": 0}, "max_images"),
         ({"size": ("16k", "16k")}, "twice"),
@@ -105,3 +120,45 @@ def test_masked_settings_are_plain_json() -> None:
     shown = Settings.load({"size": ("16k",)}).masked()
     assert json.loads(json.dumps(shown)) == shown
     assert shown["size"] == ["16k"]
+
+
+@pytest.mark.parametrize(
+    ("environ", "flags", "ports"),
+    [
+        ({}, {}, (8000, 8001)),
+        ({}, {"http_uds": "/run/http"}, (None, 8001)),
+        ({"VIQ_GRPC_UDS": "/run/grpc"}, {}, (8000, None)),
+        ({"VIQ_HTTP_PORT": "80"}, {"http_uds": "/run/http", "grpc_uds": "/run/grpc"}, (80, None)),
+        ({"VIQ_HTTP_PORT": "tcp://10.0.0.1:8000"}, {"http_uds": "/run/http"}, (None, 8001)),
+        ({"VIQ_HTTP_UDS": ""}, {}, (8000, 8001)),
+    ],
+)
+def test_a_unix_socket_takes_the_place_of_a_port_that_nobody_asked_for(
+    environ: dict[str, str],
+    flags: dict[str, object],
+    ports: tuple[int | None, int | None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    settings = Settings.load(flags)
+    assert (settings.http_port, settings.grpc_port) == ports
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({"tls_cert": "cert.pem"}, "tls_cert and tls_key"),
+        ({"tls_key": "key.pem"}, "tls_cert and tls_key"),
+        ({"tls_client_ca": "roots.pem"}, "tls_client_ca needs"),
+        ({"http_uds": "/run/viq", "grpc_uds": "/run/viq"}, "both /run/viq"),
+        ({"uds_mode": "0880"}, "uds_mode"),
+    ],
+)
+def test_what_does_not_go_together_fails_and_shows_no_key(
+    flags: dict[str, object], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VIQ_API_KEYS", "secret")
+    with pytest.raises(SettingsError, match=words) as caught:
+        Settings.load(flags)
+    assert "secret" not in str(caught.value)

@@ -22,7 +22,7 @@ from viq_serving.images import ImageLimits, decode
 
 if TYPE_CHECKING:
     from viq.model import ViQ
-    from viq_serving.client import Client
+    from viq_serving.client.http import Client
 
 Pixels: TypeAlias = npt.NDArray[np.uint8]
 
@@ -137,7 +137,7 @@ def load(options: argparse.Namespace, parts: Collection[str]) -> ViQ:
 @contextmanager
 def connect(options: argparse.Namespace) -> Iterator[tuple[Client, dict[str, Any]]]:
     """A client of the server that `options` name, and its description of the model that will compute."""
-    from viq_serving.client import Client
+    from viq_serving.client.http import Client
 
     try:
         client = Client(options.server)

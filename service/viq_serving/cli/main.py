@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from viq import __version__
-from viq_serving.cli import convert, decode, embed, encode, info, plan, serve, verify
+from viq_serving.cli import convert, decode, embed, encode, extract, info, plan, serve, verify
 from viq_serving.cli.failures import UNUSABLE, USAGE, Unusable, UsageError
 
 COMMANDS = {
@@ -21,6 +21,7 @@ COMMANDS = {
     "info": info,
     "plan": plan,
     "verify": verify,
+    "extract": extract,
 }
 
 _INTERRUPTED, _NO_READER = 130, 141  # what a shell makes of SIGINT and SIGPIPE

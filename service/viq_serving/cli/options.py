@@ -66,3 +66,14 @@ def add_output(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="folder for the results, made if missing; default: the current one",
     )
+
+
+def key(path: Path) -> str:
+    """The one key that a file holds; raises `UsageError` if it holds none or several."""
+    try:
+        words = path.read_text(encoding="utf-8").split()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: {error}") from None
+    if len(words) != 1:
+        raise UsageError(f"{path} holds {len(words)} words, expected one key")
+    return words[0]

@@ -122,7 +122,7 @@ def _there(args: argparse.Namespace, pictures: Sequence[Picture], tell: Tell) ->
     from viq_serving.verify.http_doors import Http
     from viq_serving.verify.there import Room, There, steps
 
-    headers = {} if args.api_key_file is None else {"Authorization": f"Bearer {_key(args.api_key_file)}"}
+    headers = {} if args.api_key_file is None else {"Authorization": f"Bearer {options.key(args.api_key_file)}"}
     with ExitStack() as opened:
         try:
             http = Http(args.server, headers, _TIMEOUT_S)
@@ -195,16 +195,6 @@ def _picture(path: str) -> Picture:
         raise UsageError(f"{path}: {error.strerror or error}") from None
     except ViQError as error:
         raise UsageError(f"{path}: {error}") from None
-
-
-def _key(path: Path) -> str:
-    try:
-        words = path.read_text(encoding="utf-8").split()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: {error}") from None
-    if len(words) != 1:
-        raise UsageError(f"{path} holds {len(words)} words, expected one key")
-    return words[0]
 
 
 def _positive(text: str) -> int:

@@ -27,8 +27,11 @@ def error_of(body: object, status: int) -> ViQError:
     error = body.get("error") if isinstance(body, Mapping) else None
     if not isinstance(error, Mapping) or not isinstance(error.get("code"), str):
         return ServerError(UNREACHABLE, f"the answer, status {status}, is none of a ViQ service")
-    code, message = error["code"], str(error.get("message", ""))
+    return error_named(error["code"], str(error.get("message", "")), str(error.get("request_id") or ""))
+
+
+def error_named(code: str, message: str, request_id: str = "") -> ViQError:
+    """The exception for an error of that public name."""
     if code in _TYPES:
         return _TYPES[code](message)
-    request_id = error.get("request_id")
     return ServerError(code, f"{code}: {message}" + (f" (request {request_id})" if request_id else ""))

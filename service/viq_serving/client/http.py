@@ -49,9 +49,10 @@ class Client:
         self, images: Iterable[Picture], *, size: str | None = None, exif: bool = True, alpha: str = "white"
     ) -> list[Codes]:
         """Codes of each image. `exif` and `alpha` are those of `viq.pixels.to_rgb`."""
-        query = _query(size=size, exif=exif, alpha=alpha)
+        query = query_of(size=size, exif=exif, alpha=alpha)
         return [
-            Codes.from_npz(self._post("/v1/encode", _file(image, exif, alpha), _BYTES, _NPZ, query)) for image in images
+            Codes.from_npz(self._post("/v1/encode", file_of(image, exif, alpha), _BYTES, _NPZ, query))
+            for image in images
         ]
 
     def embed(
@@ -67,18 +68,18 @@ class Client:
         features = []
         for one in inputs:
             if isinstance(one, Codes):
-                body, kind, query = one.npz_bytes(), _NPZ, _query(size=size, any_fingerprint=any_fingerprint)
+                body, kind, query = one.npz_bytes(), _NPZ, query_of(size=size, any_fingerprint=any_fingerprint)
             else:
-                body, kind, query = _file(one, exif, alpha), _BYTES, _query(size=size, exif=exif, alpha=alpha)
+                body, kind, query = file_of(one, exif, alpha), _BYTES, query_of(size=size, exif=exif, alpha=alpha)
             reply = self._post("/v1/embed", body, kind, _NPY, query)
-            features.append(_array(reply))
+            features.append(array_of(reply))
         return features
 
     def decode(self, codes: Iterable[Codes], *, any_fingerprint: bool = False) -> list[npt.NDArray[np.uint8]]:
         """Pictures, uint8 `(H, W, 3)`, of each of `codes`."""
-        query = _query(any_fingerprint=any_fingerprint)
+        query = query_of(any_fingerprint=any_fingerprint)
         replies = (self._post("/v1/decode", one.npz_bytes(), _NPZ, _PNG, query) for one in codes)
-        return [to_rgb(Image.open(io.BytesIO(reply), formats=["PNG"])) for reply in replies]
+        return [to_rgb(opened_png(reply)) for reply in replies]
 
     def models(self) -> list[dict[str, Any]]:
         """The loaded sizes as `GET /v1/models` describes them, one dict each."""
@@ -87,7 +88,7 @@ class Client:
     def plan(self, sizes: Sequence[tuple[int, int]], *, size: str | None = None) -> list[dict[str, Any]]:
         """What images of `(width, height)` pixels would take, one dict each; nothing is computed."""
         request: dict[str, object] = {"images": [{"width": w, "height": h} for w, h in sizes]}
-        return self._list(self._send("POST", "/v1/plan", json=request | _query(size=size)), "results")
+        return self._list(self._send("POST", "/v1/plan", json=request | query_of(size=size)), "results")
 
     def close(self) -> None:
         """Close the connection."""
@@ -112,18 +113,18 @@ class Client:
             reason = str(error) or type(error).__name__
             raise ServerError(UNREACHABLE, f"no answer from {self.url}: {reason}") from None
         if response.status_code != 200:
-            raise error_of(_json(response), response.status_code)
+            raise error_of(json_of(response), response.status_code)
         return response
 
     def _list(self, response: httpx.Response, key: str) -> list[dict[str, Any]]:
-        body = _json(response)
+        body = json_of(response)
         rows = body.get(key) if isinstance(body, dict) else None
         if not isinstance(rows, list):
             raise error_of(body, response.status_code)
         return rows
 
 
-def _file(image: Picture, exif: bool, alpha: str) -> bytes:
+def file_of(image: Picture, exif: bool, alpha: str) -> bytes:
     """The bytes to send. Pixels in memory go as a PNG of what they are in RGB, so nothing is lost or done twice."""
     if isinstance(image, bytes):
         return image
@@ -134,7 +135,13 @@ def _file(image: Picture, exif: bool, alpha: str) -> bytes:
     return file.getvalue()
 
 
-def _array(reply: bytes) -> npt.NDArray[np.float32]:
+def opened_png(reply: bytes) -> Image.Image:
+    """A picture that came as an answer."""
+    return Image.open(io.BytesIO(reply), formats=["PNG"])
+
+
+def array_of(reply: bytes) -> npt.NDArray[np.float32]:
+    """An array that came as an answer; raises `ServerError` if it is none."""
     try:
         array: npt.NDArray[np.float32] = np.load(io.BytesIO(reply), allow_pickle=False)
     except (ValueError, EOFError) as error:
@@ -142,7 +149,7 @@ def _array(reply: bytes) -> npt.NDArray[np.float32]:
     return array
 
 
-def _query(
+def query_of(
     *, size: str | None = None, exif: bool = True, alpha: str = "white", any_fingerprint: bool = False
 ) -> dict[str, str]:
     """Only what differs from the server's defaults."""
@@ -152,7 +159,8 @@ def _query(
     return query | ({"any_fingerprint": "1"} if any_fingerprint else {})
 
 
-def _json(response: httpx.Response) -> object:
+def json_of(response: httpx.Response) -> object:
+    """The JSON of an answer, None if it has none."""
     try:
         body: object = response.json()
     except ValueError:

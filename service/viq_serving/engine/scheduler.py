@@ -1,198 +1,179 @@
 """Which of the waiting work is computed next. Plain data: no torch, no asyncio, no lock, no clock of its own.
 
-A flow is one operation of one model; a batch is of one flow. Flows share the device by the seconds they have
-used of it; within a flow the oldest goes first, and what fits beside it comes along.
+A batch is of one operation and one size. Lanes share the device by weight and the operations of a lane by time
+(`lanes.py`); within a flow the oldest goes first, and what fits beside it comes along, from the other lane too.
 """
 
 from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import TypeAlias
 
-from viq.cost import encode_cost
+from viq_serving.engine.lanes import RULES, LaneRules, Lanes
 from viq_serving.engine.pace import Pace
-from viq_serving.types import Method
-
-Flow: TypeAlias = tuple[Method, str]
-"""Operation and size."""
+from viq_serving.engine.work import Batch, Entry, Flow, Kind
+from viq_serving.types import Priority
 
 _LOOK_AHEAD = 256  # entries looked at beyond the oldest for what still fits
 
 
-@dataclass(eq=False)
-class Request:
-    """What the entries of one request share; times are seconds of one clock, here and below.
-
-    `name` is for the log, `costs` is what admission still holds for it.
-    """
-
-    asked: float
-    deadline: float = math.inf
-    name: str = ""
-    costs: dict[Flow, float] = field(default_factory=dict)
-    begun: bool = False
-
-
-@dataclass(eq=False)
-class Entry:
-    """One image's worth of work for the device. `alive` until nobody wants it any more.
-
-    `make` makes the work of one that is queued before it is prepared.
-    """
-
-    flow: Flow
-    patches: int
-    request: Request
-    work: object = None
-    make: Callable[[], object] | None = None
-    queued: float = 0.0
-    waits: bool = False
-    alive: bool = True
-    cost: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.cost = cost_of(self.flow[0], self.patches)
-
-
-@dataclass(frozen=True)
-class Batch:
-    """What is computed together, and what was met on the way and is not: `too_late` for its deadline, `too_old`."""
-
-    flow: Flow
-    entries: list[Entry]
-    cost: int
-    expected_s: float
-    too_late: list[Entry]
-    too_old: list[Entry]
-
-    @property
-    def patches(self) -> int:
-        """Patches of all entries."""
-        return sum(entry.patches for entry in self.entries)
-
-
-class _Waiting:
-    """The entries of one flow, and what the flow has used of the device so far in seconds."""
-
-    def __init__(self) -> None:
-        self.entries: deque[Entry] = deque()
-        self.alive = 0
-        self.used_s = 0.0
-        self.pace = Pace()
-
-
 class Scheduler:
-    """Waiting work in, batches out."""
+    """Waiting work in, batches out. `devices` is how many take batches from here."""
 
-    def __init__(self, batch_cost: int, max_age_s: float = math.inf) -> None:
-        self.batch_cost, self.max_age_s = batch_cost, max_age_s
-        self._flows: dict[Flow, _Waiting] = {}
-        self._turn_s = 0.0  # where the flow chosen last stood: one that comes back from idleness starts here
-        self.entries = 0
-        self.patches = 0
+    def __init__(self, batch_cost: int, max_age_s: float = math.inf, rules: LaneRules = RULES) -> None:
+        self.batch_cost, self.max_age_s, self.rules, self.devices = batch_cost, max_age_s, rules, 1
+        self.lanes = Lanes(rules)
+        self._waiting: dict[Flow, deque[Entry]] = {}
+        self._paces: dict[Kind, Pace] = {}
+        self.entries = self.patches = 0
 
     def put(self, entry: Entry, now: float) -> None:
         """Let `entry` wait."""
-        flow = self._flow(entry.flow)
-        if not flow.alive:
-            flow.entries.clear()
-            flow.used_s = max(flow.used_s, self._turn_s)
+        waiting = self._waiting.setdefault(entry.flow, deque())
+        if not self.lanes.waiting(entry.flow):
+            waiting.clear()
         entry.queued, entry.waits = now, True
-        flow.entries.append(entry)
-        flow.alive += 1
+        waiting.append(entry)
+        self.lanes.join(entry.flow, now)
         self.entries += 1
         self.patches += entry.patches
 
     def withdraw(self, entry: Entry) -> None:
         """Forget `entry`, whether it waits, will or did."""
         if entry.waits:
-            self._gone(entry)
+            self.take(entry)
         entry.alive = False
 
-    def next_batch(self, now: float) -> Batch | None:
-        """The next batch, its entries no longer waiting; None if nothing waits."""
-        waiting = [(flow.used_s, name) for name, flow in self._flows.items() if flow.alive]
-        if not waiting:
+    def next_batch(self, now: float, *, ahead: bool = False) -> Batch | None:
+        """The next batch, its entries no longer waiting; None if nothing waits. It must be `computed` in the end.
+
+        `ahead`: it will wait for another on its device.
+        """
+        flow = self.lanes.next(now)
+        if flow is None:
             return None
-        self._turn_s, name = min(waiting)
-        flow = self._flows[name]
-        batch = self._chosen(name, flow, now)
-        flow.used_s += batch.expected_s
+        choice = _Choice(flow, self, now)
+        if flow.lane == "interactive":
+            choice.fill(flow, self.batch_cost)
+            if choice.cost:  # whoever waits for an answer waits at most twice as long for the company
+                choice.fill(flow._replace(lane="bulk"), choice.cost)
+        else:
+            # Two batches of bulk alone, one behind the other, would be two that an interactive one has to wait for.
+            choice.room = self.batch_cost // 2 if ahead else self.batch_cost
+            choice.fill(flow, 0)
+            interactive = flow._replace(lane="interactive")
+            choice.fill(interactive, int(choice.room * self.rules.share("interactive")))
+            choice.fill(flow, choice.room)
+            choice.fill(interactive, choice.room)
+        batch = choice.batch()
+        self.lanes.begin(flow.lane)
+        self._use(batch, batch.expected_s)
         return batch
 
-    def computed(self, batch: Batch, seconds: float, *, learn: bool = True) -> None:
+    def computed(self, batch: Batch, seconds: float, now: float, *, learn: bool = True) -> None:
         """Tell what `batch` took; `learn` from it unless something was wrong with it."""
-        flow = self._flow(batch.flow)
-        flow.used_s += seconds - batch.expected_s
-        if learn and batch.cost:
-            flow.pace.observe(batch.cost, seconds)
+        self.lanes.end(batch.flow.lane, now)
+        self._use(batch, seconds - batch.expected_s)
+        if learn and batch.entries:
+            self.learn(batch.flow.kind, batch.cost, seconds)
 
-    def learn(self, flow: Flow, cost: float, seconds: float) -> None:
-        """Tell what some work of `flow` took that no batch of here was."""
-        self._flow(flow).pace.observe(cost, seconds)
+    def learn(self, kind: Kind, cost: float, seconds: float) -> None:
+        """Tell what some work took that no batch of here was."""
+        self.pace(kind).observe(cost, seconds)
 
     def expected_s(self, flow: Flow, cost: float) -> float:
-        """Expected seconds of device time for `cost` of `flow`, in full batches."""
-        return self._flow(flow).pace.seconds(cost, self.batch_cost)
+        """Expected seconds until `cost` of `flow` is computed, in full batches on all devices."""
+        pace = self.pace(flow.kind)
+        return max(pace.seconds(min(cost, self.batch_cost)), pace.seconds(cost, self.batch_cost) / self.devices)
 
-    def oldest(self) -> float:
+    def oldest(self, lane: Priority | None = None) -> float:
         """When the entry that has waited longest began to wait; infinity if none waits."""
-        return min((self._head(flow) for flow in self._flows.values() if flow.alive), default=math.inf)
+        heads = (self._head(flow) for flow in self._waiting if lane in (None, flow.lane) and self.lanes.waiting(flow))
+        return min(heads, default=math.inf)
+
+    def waiting(self, lane: Priority) -> int:
+        """Entries that wait in `lane`."""
+        return sum(self.lanes.waiting(flow) for flow in self._waiting if flow.lane == lane)
 
     def clear(self) -> list[Entry]:
         """Everything that waits, which no longer does."""
-        left = [entry for flow in self._flows.values() for entry in flow.entries if entry.waits]
+        left = [entry for waiting in self._waiting.values() for entry in waiting if entry.waits]
         for entry in left:
-            self._gone(entry)
+            self.take(entry)
         return left
 
-    def _chosen(self, name: Flow, flow: _Waiting, now: float) -> Batch:
-        chosen, passed, too_late, too_old = list[Entry](), list[Entry](), list[Entry](), list[Entry]()
-        room = self.batch_cost
-        # What begins now is computed in company; half of the limit is for waiting however long that takes.
-        oldest = now - max(self.max_age_s - flow.pace.seconds(self.batch_cost), self.max_age_s / 2)
-        while flow.entries and room > 0 and len(passed) < _LOOK_AHEAD:
-            entry = flow.entries.popleft()
-            if not entry.waits:
-                continue
-            # With nothing else to do it is tried even if too long is expected: only so can that be unlearned.
-            needed_s = flow.pace.seconds(entry.cost) if self.entries > 1 else 0.0
-            if entry.request.deadline < now + needed_s:
-                too_late.append(entry)
-            elif not entry.request.begun and entry.request.asked < oldest:
-                too_old.append(entry)
-            elif not chosen or entry.cost <= room:  # the oldest goes even if it is larger than a batch
-                entry.request.begun = True
-                chosen.append(entry)
-                room -= entry.cost
-            else:
-                passed.append(entry)
-        flow.entries.extendleft(reversed(passed))
-        for entry in (*chosen, *too_late, *too_old):
-            self._gone(entry)
-        cost = sum(entry.cost for entry in chosen)
-        return Batch(name, chosen, cost, flow.pace.seconds(cost), too_late, too_old)
+    def pace(self, kind: Kind) -> Pace:
+        """How long work of `kind` takes, in whichever lane."""
+        return self._paces.setdefault(kind, Pace())
 
-    def _flow(self, name: Flow) -> _Waiting:
-        if name not in self._flows:
-            self._flows[name] = _Waiting()
-        return self._flows[name]
+    def queue(self, flow: Flow) -> deque[Entry]:
+        """What waits in `flow`, and perhaps some that no longer do."""
+        return self._waiting.get(flow, deque())
 
-    def _head(self, flow: _Waiting) -> float:
-        while not flow.entries[0].waits:
-            flow.entries.popleft()
-        return flow.entries[0].queued
-
-    def _gone(self, entry: Entry) -> None:
-        self._flow(entry.flow).alive -= 1
+    def take(self, entry: Entry) -> None:
+        """Let `entry` wait no longer."""
+        self.lanes.leave(entry.flow)
         self.entries -= 1
         self.patches -= entry.patches
         entry.waits = False
 
+    def _use(self, batch: Batch, seconds: float) -> None:
+        for flow, part in batch.shares(seconds).items():
+            self.lanes.use(flow, part)
 
-def cost_of(method: Method, patches: int) -> int:
-    """Cost of one image to `method`, in units of one patch without attention."""
-    return patches if method == "embed" else encode_cost(patches)
+    def _head(self, flow: Flow) -> float:
+        waiting = self._waiting[flow]
+        while not waiting[0].waits:
+            waiting.popleft()
+        return waiting[0].queued
+
+
+class _Choice:
+    """A batch in the making: what was chosen for it, what was passed by, and the room that is left."""
+
+    def __init__(self, flow: Flow, scheduler: Scheduler, now: float) -> None:
+        self._flow, self._scheduler, self._now = flow, scheduler, now
+        self._pace = scheduler.pace(flow.kind)
+        self.room, self.cost = scheduler.batch_cost, 0
+        self._chosen, self._too_late, self._too_old = list[Entry](), list[Entry](), list[Entry]()
+        # What begins now is computed in company; half of the limit is for waiting however long that takes.
+        age_s = max(scheduler.max_age_s - self._pace.seconds(scheduler.batch_cost), scheduler.max_age_s / 2)
+        self._oldest = now - age_s
+
+    def fill(self, flow: Flow, most: int) -> None:
+        """Take what waits in `flow` up to a cost of `most`; the very first goes even if it is larger than a batch."""
+        waiting, passed = self._scheduler.queue(flow), list[Entry]()
+        most = min(most, self.room)
+        while waiting and (most > 0 or not self._chosen) and len(passed) < _LOOK_AHEAD:
+            entry = waiting.popleft()
+            if not entry.waits:
+                continue
+            if self._refused(entry):
+                continue
+            if self._chosen and entry.cost > most:
+                passed.append(entry)
+                continue
+            entry.request.begun = True
+            self._chosen.append(entry)
+            self._scheduler.take(entry)
+            self.cost += entry.cost
+            self.room -= entry.cost
+            most -= entry.cost
+        waiting.extendleft(reversed(passed))
+
+    def batch(self) -> Batch:
+        """What was chosen."""
+        expected_s = self._pace.seconds(self.cost)
+        return Batch(self._flow, self._chosen, expected_s, self._too_late, self._too_old)
+
+    def _refused(self, entry: Entry) -> bool:
+        # With nothing else to do it is tried even if too long is expected: only so can that be unlearned.
+        needed_s = self._pace.seconds(entry.cost) if self._scheduler.entries > 1 else 0.0
+        if entry.request.deadline < self._now + needed_s:
+            self._too_late.append(entry)
+        elif not entry.request.begun and not entry.request.patient and entry.request.asked < self._oldest:
+            self._too_old.append(entry)
+        else:
+            return False
+        self._scheduler.take(entry)
+        return True

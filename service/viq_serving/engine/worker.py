@@ -5,25 +5,22 @@ Nothing else touches the device. Whatever happens to a batch, every one of its e
 
 from __future__ import annotations
 
-import gc
 import logging
-import os
 import threading
 import traceback
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from time import monotonic, perf_counter
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-import numpy as np
 import torch
 
 from viq.launched import Launched
-from viq.patches import Patches
-from viq_serving.engine.scheduler import Batch, Entry, Flow
+from viq_serving.engine.memory import free_memory, out_of_memory
+from viq_serving.engine.warmup import PROBE_SIDE, forwards
+from viq_serving.engine.work import Batch, Entry
 from viq_serving.errors import Internal, ViQError
 
 if TYPE_CHECKING:
@@ -36,32 +33,31 @@ log = logging.getLogger("viq.engine")
 _ONE_THREAD_COST = 256
 """Up to here one CPU thread computes: to wake the others for each small operation takes longer than they save."""
 
-_PROBE_SIDE, _WARM_UP_SIDES, _WARM_UPS = 32, (32, 128), 3  # pixels, pixels, rounds
-
 
 @dataclass(frozen=True)
 class Answer:
-    """What became of an entry: its result or error, and where its time went in seconds."""
+    """What became of an entry: its result or error, where its time went in seconds, and which device computed it."""
 
     result: Any
     begun: float
     transfer_s: float
     compute_s: float
+    device: str = ""
 
 
 class Desk(Protocol):
-    """Where the worker gets its batches and leaves the answers; all of it may be called from the worker's thread."""
+    """Where workers get their batches and leave the answers; all of it may be called from a worker's thread."""
 
-    def take(self, *, wait: bool) -> Batch | None:
+    def take(self, worker: Worker, *, wait: bool) -> Batch | None:
         """The next batch; None if there is none, or, having waited, if there will never be one."""
 
     def answer(self, answers: Sequence[tuple[Entry, Answer]]) -> None:
         """Entries that are done with."""
 
-    def computed(self, batch: Batch, seconds: float, *, learn: bool) -> None:
+    def computed(self, worker: Worker, batch: Batch, seconds: float, *, learn: bool) -> None:
         """A batch is done with."""
 
-    def lost(self, reason: str) -> None:
+    def lost(self, worker: Worker, reason: str) -> None:
         """The device is of no more use."""
 
 
@@ -84,35 +80,21 @@ class _Flight:
 
 
 class Worker:
-    """The thread and the models that are computed on it."""
+    """The thread of one device, and the models that are computed on it, by size."""
 
-    def __init__(self, desk: Desk) -> None:
-        self.models: dict[str, ViQ] = {}
+    def __init__(self, desk: Desk, models: Mapping[str, ViQ], threads: int) -> None:
+        self.models, self.device = models, next(iter(models.values())).device
         self.busy_since: float | None = None
-        self._desk = desk
+        self._desk, self._threads = desk, threads
         self._thread: threading.Thread | None = None
-        self._ahead = 1
-        self._threads = torch.get_num_threads()
+        # On a CPU a launch returns when all is computed: a second one ahead would only keep the first one's answers.
+        self._ahead = 2 if self.on_cuda else 1
         self._landed = 0.0  # when the last batch did: the next one had the device from then on
 
-    def load(self, load: Callable[[], Sequence[ViQ]]) -> list[tuple[Flow, int, float]]:
-        """Run `load`, warm what it gives with forwards of each method, keep it; what they took at best comes back.
-
-        A batch has a price and a patch has one: two sizes tell them apart. At best, because the first forward of
-        all is never a typical one, and because too much expected would turn callers away for nothing.
-        """
-        models, best = load(), dict[tuple[Flow, int], float]()
-        for model in models:
-            if model.untrained:
-                log.warning("size %s is untrained: its codes mean nothing yet", model.size)
-            for side in _WARM_UP_SIDES * _WARM_UPS:
-                for method, (cost, seconds) in _warmed(model, side):
-                    key = ((method, model.size), cost)
-                    best[key] = min(seconds, best.get(key, seconds))
-        self.models = {model.size: model for model in models}
-        # On a CPU a launch returns when all is computed: a second one ahead would only keep the first one's answers.
-        self._ahead = 2 if any(model.device.startswith("cuda") for model in models) else 1
-        return [(flow, cost, seconds) for (flow, cost), seconds in best.items()]
+    @property
+    def on_cuda(self) -> bool:
+        """Whether its device is a GPU."""
+        return self.device.startswith("cuda")
 
     def start(self) -> None:
         """Begin to take batches."""
@@ -132,8 +114,10 @@ class Worker:
     def _live(self) -> None:
         flights: deque[_Flight] = deque()
         try:
+            if self.on_cuda:
+                torch.cuda.set_device(torch.device(self.device).index or 0)
             while True:
-                batch = self._desk.take(wait=not flights)
+                batch = self._desk.take(self, wait=not flights)
                 if batch is None and not flights:
                     return
                 if batch is not None:
@@ -143,7 +127,7 @@ class Worker:
                 self.busy_since = monotonic() if flights else None
         except BaseException as error:  # whatever ends this thread, its waiters must hear of it
             log.critical("the device thread ended", exc_info=error)
-            self._desk.lost(f"the device thread ended: {type(error).__name__}")
+            self._desk.lost(self, f"the device thread ended: {type(error).__name__}")
 
     def _launch(self, batch: Batch) -> _Flight:
         self.busy_since = self.busy_since or monotonic()
@@ -160,10 +144,10 @@ class Worker:
         if isinstance(done, Exception):
             launched = None  # what it holds of the device's memory is needed now
             self._recover(flight.entries, done)
-            self._desk.computed(flight.batch, monotonic() - flight.begun, learn=False)
+            self._desk.computed(self, flight.batch, monotonic() - flight.begun, learn=False)
             return
         self._answer(flight.entries, done, flight.begun)
-        self._desk.computed(flight.batch, seconds, learn=len(flight.entries) == len(flight.batch.entries))
+        self._desk.computed(self, flight.batch, seconds, learn=len(flight.entries) == len(flight.batch.entries))
 
     def _recover(self, entries: list[Entry], error: Exception) -> None:
         """Compute again what failed: halves if memory ran out, else one by one, so that one bad entry fails alone."""
@@ -173,7 +157,7 @@ class Worker:
             return
         if out_of_memory(error):
             log.warning("out of memory with %d images at once: trying halves", len(entries))
-            _free_memory()
+            free_memory()
             half = len(entries) // 2
             parts = [entries[:half], entries[half:]]
         else:
@@ -194,7 +178,7 @@ class Worker:
 
     def _answer(self, entries: Sequence[Entry], done: _Done, begun: float) -> None:
         compute_s = monotonic() - begun - done.transfer_s
-        answers = (Answer(result, begun, done.transfer_s, compute_s) for result in done.results)
+        answers = (Answer(result, begun, done.transfer_s, compute_s, self.device) for result in done.results)
         self._desk.answer(list(zip(entries, answers, strict=True)))
 
     def _fail(self, entry: Entry, error: Exception) -> None:
@@ -204,17 +188,17 @@ class Worker:
             return
         fields = {"request_id": entry.request.name}
         line = "request %s: %s of an image of %d patches failed"
-        log.error(line, entry.request.name, entry.flow[0], entry.patches, exc_info=error, extra={"fields": fields})
+        log.error(line, entry.request.name, entry.flow.method, entry.patches, exc_info=error, extra={"fields": fields})
         self._desk.answer([(entry, _failed(Internal(), monotonic()))])
         if out_of_memory(error):
-            _free_memory()
+            free_memory()
         try:
-            _warmed(self.models[entry.flow[1]], _PROBE_SIDE)
+            forwards(self.models[entry.flow.size], PROBE_SIDE)
         except Exception as broken:
             raise RuntimeError("the device fails also with a plain grey image") from broken
 
     def _forward(self, entries: Sequence[Entry]) -> Launched[Any]:
-        method, size = entries[0].flow
+        method, size = entries[0].flow.kind
         small = sum(entry.cost for entry in entries) <= _ONE_THREAD_COST
         torch.set_num_threads(1 if small else self._threads)
         model, work = self.models[size], [entry.work for entry in entries]
@@ -242,55 +226,6 @@ def _tried(work: Callable[[], T]) -> T | Exception:
         traceback.clear_frames(link.__traceback__)
         link = link.__context__
     return failed
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether `error` says that the device's memory, or the host's, did not suffice."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)  # torch's CPU allocator
-
-
-def memory_of(device: str) -> Mapping[str, Callable[[], float]]:
-    """Gauges of the memory of `device` in bytes, by kind: of the whole process for a CPU."""
-    if not device.startswith("cuda"):
-        return {"resident": _resident_bytes}
-    return {
-        "allocated": lambda: float(torch.cuda.memory_allocated(device)),
-        "reserved": lambda: float(torch.cuda.memory_reserved(device)),
-        "total": lambda: float(torch.cuda.mem_get_info(device)[1]),
-    }
-
-
-def _resident_bytes() -> float:
-    try:
-        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    except (OSError, ValueError, IndexError):  # no Linux
-        return float("nan")
-    return float(pages * os.sysconf("SC_PAGE_SIZE"))
-
-
-def _free_memory() -> None:
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
-def _warmed(model: ViQ, side: int) -> list[tuple[Any, tuple[int, float]]]:
-    """One forward of each method on a grey square; method, cost and seconds of each."""
-    grey = Patches.of(np.full((side, side, 3), 128, np.uint8))
-    patches, taken = len(grey.rows), list[tuple[Any, tuple[int, float]]]()
-
-    def timed(method: str, launch: Callable[[list[Any]], Launched[Any]], item: object) -> Any:
-        begun = perf_counter()
-        (result,) = launch([item]).results()
-        taken.append((method, (patches, perf_counter() - begun)))
-        return result
-
-    codes = timed("encode", model.launch_encode, grey)
-    timed("embed", model.launch_embed, codes)
-    timed("decode", model.launch_decode, codes)
-    return taken
 
 
 def _failed(error: ViQError, begun: float) -> Answer:

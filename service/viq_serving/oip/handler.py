@@ -6,7 +6,7 @@ import asyncio
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -165,7 +165,14 @@ def _wanted(spec: ModelSpec, names: Sequence[str]) -> Sequence[str]:
 
 
 def _narrowed(terms: Terms, options: Options, exchange: Exchange) -> Terms:
-    """`terms` with what the parameters say; a timeout runs from the request's beginning."""
-    deadline = time.monotonic() - exchange.seconds() + options.timeout_s
-    priority = options.priority or terms.priority
-    return Terms(min(terms.deadline, deadline), priority, exchange.request_id)
+    """`terms` with what the parameters say; a timeout runs from the request's beginning.
+
+    Raises `Forbidden` for a priority that is not the caller's.
+    """
+    deadline = min(terms.deadline, time.monotonic() - exchange.seconds() + options.timeout_s)
+    if options.priority is not None:
+        exchange.priority = options.priority
+        terms.caller.permit(options.priority)
+    return replace(
+        terms, deadline=deadline, priority=options.priority or terms.priority, request_id=exchange.request_id
+    )

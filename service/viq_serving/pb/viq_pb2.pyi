@@ -206,6 +206,80 @@ class DecodeResponse(_message.Message):
     timings: Timings
     def __init__(self, model: _Optional[_Union[Model, _Mapping]] = ..., results: _Optional[_Iterable[_Union[Result, _Mapping]]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ...) -> None: ...
 
+class EncodeStreamOptions(_message.Message):
+    __slots__ = ("size",)
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    size: str
+    def __init__(self, size: _Optional[str] = ...) -> None: ...
+
+class EncodeStreamRequest(_message.Message):
+    __slots__ = ("options", "items")
+    OPTIONS_FIELD_NUMBER: _ClassVar[int]
+    ITEMS_FIELD_NUMBER: _ClassVar[int]
+    options: EncodeStreamOptions
+    items: _containers.RepeatedCompositeFieldContainer[Item]
+    def __init__(self, options: _Optional[_Union[EncodeStreamOptions, _Mapping]] = ..., items: _Optional[_Iterable[_Union[Item, _Mapping]]] = ...) -> None: ...
+
+class EncodeStreamResponse(_message.Message):
+    __slots__ = ("model", "results")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    RESULTS_FIELD_NUMBER: _ClassVar[int]
+    model: Model
+    results: _containers.RepeatedCompositeFieldContainer[Result]
+    def __init__(self, model: _Optional[_Union[Model, _Mapping]] = ..., results: _Optional[_Iterable[_Union[Result, _Mapping]]] = ...) -> None: ...
+
+class EmbedStreamOptions(_message.Message):
+    __slots__ = ("size", "dtype", "allow_fingerprint_mismatch")
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    ALLOW_FINGERPRINT_MISMATCH_FIELD_NUMBER: _ClassVar[int]
+    size: str
+    dtype: FeatureDtype
+    allow_fingerprint_mismatch: bool
+    def __init__(self, size: _Optional[str] = ..., dtype: _Optional[_Union[FeatureDtype, str]] = ..., allow_fingerprint_mismatch: _Optional[bool] = ...) -> None: ...
+
+class EmbedStreamRequest(_message.Message):
+    __slots__ = ("options", "items")
+    OPTIONS_FIELD_NUMBER: _ClassVar[int]
+    ITEMS_FIELD_NUMBER: _ClassVar[int]
+    options: EmbedStreamOptions
+    items: _containers.RepeatedCompositeFieldContainer[Item]
+    def __init__(self, options: _Optional[_Union[EmbedStreamOptions, _Mapping]] = ..., items: _Optional[_Iterable[_Union[Item, _Mapping]]] = ...) -> None: ...
+
+class EmbedStreamResponse(_message.Message):
+    __slots__ = ("model", "results")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    RESULTS_FIELD_NUMBER: _ClassVar[int]
+    model: Model
+    results: _containers.RepeatedCompositeFieldContainer[Result]
+    def __init__(self, model: _Optional[_Union[Model, _Mapping]] = ..., results: _Optional[_Iterable[_Union[Result, _Mapping]]] = ...) -> None: ...
+
+class DecodeStreamOptions(_message.Message):
+    __slots__ = ("size", "format", "allow_fingerprint_mismatch")
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    FORMAT_FIELD_NUMBER: _ClassVar[int]
+    ALLOW_FINGERPRINT_MISMATCH_FIELD_NUMBER: _ClassVar[int]
+    size: str
+    format: PictureFormat
+    allow_fingerprint_mismatch: bool
+    def __init__(self, size: _Optional[str] = ..., format: _Optional[_Union[PictureFormat, str]] = ..., allow_fingerprint_mismatch: _Optional[bool] = ...) -> None: ...
+
+class DecodeStreamRequest(_message.Message):
+    __slots__ = ("options", "items")
+    OPTIONS_FIELD_NUMBER: _ClassVar[int]
+    ITEMS_FIELD_NUMBER: _ClassVar[int]
+    options: DecodeStreamOptions
+    items: _containers.RepeatedCompositeFieldContainer[Item]
+    def __init__(self, options: _Optional[_Union[DecodeStreamOptions, _Mapping]] = ..., items: _Optional[_Iterable[_Union[Item, _Mapping]]] = ...) -> None: ...
+
+class DecodeStreamResponse(_message.Message):
+    __slots__ = ("model", "results")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    RESULTS_FIELD_NUMBER: _ClassVar[int]
+    model: Model
+    results: _containers.RepeatedCompositeFieldContainer[Result]
+    def __init__(self, model: _Optional[_Union[Model, _Mapping]] = ..., results: _Optional[_Iterable[_Union[Result, _Mapping]]] = ...) -> None: ...
+
 class ImageSize(_message.Message):
     __slots__ = ("height", "width")
     HEIGHT_FIELD_NUMBER: _ClassVar[int]

@@ -50,6 +50,21 @@ class ViQStub:
                 request_serializer=viq__serving_dot_pb_dot_viq__pb2.DecodeRequest.SerializeToString,
                 response_deserializer=viq__serving_dot_pb_dot_viq__pb2.DecodeResponse.FromString,
                 _registered_method=True)
+        self.EncodeStream = channel.stream_stream(
+                '/viq.v1.ViQ/EncodeStream',
+                request_serializer=viq__serving_dot_pb_dot_viq__pb2.EncodeStreamRequest.SerializeToString,
+                response_deserializer=viq__serving_dot_pb_dot_viq__pb2.EncodeStreamResponse.FromString,
+                _registered_method=True)
+        self.EmbedStream = channel.stream_stream(
+                '/viq.v1.ViQ/EmbedStream',
+                request_serializer=viq__serving_dot_pb_dot_viq__pb2.EmbedStreamRequest.SerializeToString,
+                response_deserializer=viq__serving_dot_pb_dot_viq__pb2.EmbedStreamResponse.FromString,
+                _registered_method=True)
+        self.DecodeStream = channel.stream_stream(
+                '/viq.v1.ViQ/DecodeStream',
+                request_serializer=viq__serving_dot_pb_dot_viq__pb2.DecodeStreamRequest.SerializeToString,
+                response_deserializer=viq__serving_dot_pb_dot_viq__pb2.DecodeStreamResponse.FromString,
+                _registered_method=True)
         self.Plan = channel.unary_unary(
                 '/viq.v1.ViQ/Plan',
                 request_serializer=viq__serving_dot_pb_dot_viq__pb2.PlanRequest.SerializeToString,
@@ -87,6 +102,27 @@ class ViQServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def EncodeStream(self, request_iterator, context):
+        """Images to codes, many in flight.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EmbedStream(self, request_iterator, context):
+        """Images or codes to features, many in flight.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DecodeStream(self, request_iterator, context):
+        """Codes to pictures, many in flight.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Plan(self, request, context):
         """What images of given sizes would take. Runs nothing.
         """
@@ -118,6 +154,21 @@ def add_ViQServicer_to_server(servicer, server):
                     servicer.Decode,
                     request_deserializer=viq__serving_dot_pb_dot_viq__pb2.DecodeRequest.FromString,
                     response_serializer=viq__serving_dot_pb_dot_viq__pb2.DecodeResponse.SerializeToString,
+            ),
+            'EncodeStream': grpc.stream_stream_rpc_method_handler(
+                    servicer.EncodeStream,
+                    request_deserializer=viq__serving_dot_pb_dot_viq__pb2.EncodeStreamRequest.FromString,
+                    response_serializer=viq__serving_dot_pb_dot_viq__pb2.EncodeStreamResponse.SerializeToString,
+            ),
+            'EmbedStream': grpc.stream_stream_rpc_method_handler(
+                    servicer.EmbedStream,
+                    request_deserializer=viq__serving_dot_pb_dot_viq__pb2.EmbedStreamRequest.FromString,
+                    response_serializer=viq__serving_dot_pb_dot_viq__pb2.EmbedStreamResponse.SerializeToString,
+            ),
+            'DecodeStream': grpc.stream_stream_rpc_method_handler(
+                    servicer.DecodeStream,
+                    request_deserializer=viq__serving_dot_pb_dot_viq__pb2.DecodeStreamRequest.FromString,
+                    response_serializer=viq__serving_dot_pb_dot_viq__pb2.DecodeStreamResponse.SerializeToString,
             ),
             'Plan': grpc.unary_unary_rpc_method_handler(
                     servicer.Plan,
@@ -212,6 +263,87 @@ class ViQ:
             '/viq.v1.ViQ/Decode',
             viq__serving_dot_pb_dot_viq__pb2.DecodeRequest.SerializeToString,
             viq__serving_dot_pb_dot_viq__pb2.DecodeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EncodeStream(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/viq.v1.ViQ/EncodeStream',
+            viq__serving_dot_pb_dot_viq__pb2.EncodeStreamRequest.SerializeToString,
+            viq__serving_dot_pb_dot_viq__pb2.EncodeStreamResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EmbedStream(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/viq.v1.ViQ/EmbedStream',
+            viq__serving_dot_pb_dot_viq__pb2.EmbedStreamRequest.SerializeToString,
+            viq__serving_dot_pb_dot_viq__pb2.EmbedStreamResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DecodeStream(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/viq.v1.ViQ/DecodeStream',
+            viq__serving_dot_pb_dot_viq__pb2.DecodeStreamRequest.SerializeToString,
+            viq__serving_dot_pb_dot_viq__pb2.DecodeStreamResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -178,6 +178,8 @@ class Connection(HttpToolsProtocol):
             self._expect_head()
 
     def _expect_reading(self) -> None:
+        if self.scheme == "https":  # what the client has not read is below TLS, out of sight: the listener sees to it
+            return
         left = self.transport.get_write_buffer_size()
         self._read_timer = self.loop.call_later(_READ_TIMEOUT_S, self._no_reading, left)
 

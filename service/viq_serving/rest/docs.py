@@ -30,8 +30,9 @@ _HEADERS: dict[str, dict[str, Any]] = {
         "schema": {"type": "integer", "minimum": 1},
     },
     PRIORITY: {
-        "description": "which lane the request takes",
-        "schema": {"type": "string", "enum": ["interactive", "bulk"], "default": "interactive"},
+        "description": "which lane the request takes; by default interactive, or bulk for a key that has only that: "
+        "to ask for a lane that the key has no right to is 403",
+        "schema": {"type": "string", "enum": ["interactive", "bulk"]},
     },
     EXPECT: {
         "description": "fingerprint, or family, that must answer: else 409",
@@ -106,4 +107,8 @@ def _operation(operation: dict[str, Any]) -> str:
         lines.append(f"<p>Takes {escape(', '.join(body['content']))}</p>")
     gives = operation.get("responses", {}).get("200", {}).get("content", {})
     lines.append(f"<p>Gives {escape(', '.join(gives))}</p>")
+    headers = operation.get("responses", {}).get("200", {}).get("headers", {})
+    if headers:
+        rows = (f"<li><code>{escape(name)}</code> {escape(about['description'])}" for name, about in headers.items())
+        lines.append(f"<ul>{''.join(rows)}</ul>")
     return "".join(lines)

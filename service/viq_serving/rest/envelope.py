@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import nullcontext
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -18,6 +19,7 @@ from viq_serving.rest.exchange import door_of, method_of
 from viq_serving.rest.wire import Wire
 from viq_serving.settings import Settings
 from viq_serving.tokenizer import Tokenizer
+from viq_serving.types import ANYBODY, Caller
 
 log = logging.getLogger("viq.rest")
 
@@ -50,14 +52,17 @@ class Envelope:
         path, headers = scope["path"], Headers(scope=scope)
         exchange, claim = Exchange.begin(door_of(path), headers.get("x-request-id")), Claim(self._tokenizer.bodies)
         exchange.method = method_of(path)
+        exchange.trace(self._metrics, headers)
         state = scope.setdefault("state", {})
         state["exchange"], state["claim"] = exchange, claim
         wire = Wire(scope, receive, send, lambda reply: self._dress(reply, exchange))
         # The server sends no body in answer to HEAD; for the app it is a GET.
         asked = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
         try:
-            self._admit(path, headers, surplus=SURPLUS in state)
-            await self._app(asked, wire.receive, wire.send)
+            caller = state["caller"] = self._admit(path, headers, surplus=SURPLUS in state)
+            exchange.caller = caller.name
+            with nullcontext() if caller.requests is None or not exchange.method else caller.requests.held(1):
+                await self._app(asked, wire.receive, wire.send)
         except asyncio.CancelledError:
             exchange.outcome = "cancelled"
             if not wire.departed or wire.uncancelled() > 0:  # somebody else's cancellation goes on
@@ -90,12 +95,12 @@ class Envelope:
         else:  # to be asked for again each time, and with keys on by its owner alone
             reply.setdefault("Cache-Control", "private, no-cache" if self._keys.on else "no-cache")
 
-    def _admit(self, path: str, headers: Headers, *, surplus: bool) -> None:
-        """Refuse who may not ask, before a byte of the body is read. Probes may always."""
+    def _admit(self, path: str, headers: Headers, *, surplus: bool) -> Caller:
+        """Who asks; who may not is refused before a byte of the body is read. Probes may always."""
         if path in OPEN or path.startswith(OIP_OPEN):
-            return
+            return ANYBODY
         if self._tokenizer.state == "stopping":
             raise NotReady("the service is stopping")
         if surplus:
             raise NotReady(f"{self.settings.max_connections} connections are open, which is the limit")
-        self._keys.check(headers.get("authorization"))
+        return self._keys.check(headers.get("authorization"))

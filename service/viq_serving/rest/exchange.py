@@ -10,11 +10,11 @@ from starlette.requests import Request
 
 from viq_serving.exchange import Exchange
 from viq_serving.rest.claim import Claim
-from viq_serving.types import Door, Results
+from viq_serving.types import Caller, Door, Results
 
 T = TypeVar("T")
 
-_NATIVE = {f"/v1/{method}": method for method in ("encode", "decode", "embed", "plan", "models")}
+_NATIVE = {f"/v1/{method}": method for method in ("encode", "decode", "embed", "reconstruct", "plan", "models")}
 _INFER = re.compile(r"/v2/models/(?:viq-(encode|embed|decode)|[^/]*)(?:/versions/[^/]*)?/infer")
 
 
@@ -28,6 +28,12 @@ def claim_of(request: Request) -> Claim:
     """The bytes that `request` holds, which the envelope gives back."""
     claim: Claim = request.state.claim
     return claim
+
+
+def caller_of(request: Request) -> Caller:
+    """Who asks, as the envelope found out."""
+    caller: Caller = request.state.caller
+    return caller
 
 
 async def noted(request: Request, items: int, work: Awaitable[Results[T]]) -> Results[T]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import io
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Literal, TypeVar
@@ -17,9 +17,10 @@ from starlette.responses import Response
 from viq.codes import Codes
 from viq_serving.errors import Internal, InvalidInput, Overloaded, ViQError
 from viq_serving.exchange import Exchange
-from viq_serving.rest.body import Item
+from viq_serving.reconstruction import Reconstruction
 from viq_serving.rest.errors import error_body, error_fields, error_headers, status_of
-from viq_serving.types import Features, ModelInfo, Picture, PictureFormat, PixelOptions, Plan, Results
+from viq_serving.rest.etag import cache_headers
+from viq_serving.types import Features, ModelInfo, Picture, PictureFormat, Plan, Results
 
 T = TypeVar("T")
 
@@ -27,6 +28,8 @@ JSON, RAW, NPY, NPZ = "application/json", "application/octet-stream", "applicati
 PICTURES: dict[str, PictureFormat] = {"image/png": "png", "image/jpeg": "jpeg", "image/webp": "webp"}
 
 _OF_ALL = ("overloaded", "not_ready", "deadline_exceeded")  # refusals of a request, which have no results
+
+_PSNR_DIGITS, _SSIM_DIGITS = 4, 6
 
 Names = Sequence[str | None]
 
@@ -36,10 +39,11 @@ def json_reply(content: object, status: int = 200, headers: Mapping[str, str] | 
     return Response(json.dumps(content, separators=(",", ":"), allow_nan=False), status, headers, JSON)
 
 
-def weight(results: Results[Codes] | Results[Features] | Results[Picture]) -> int:
+def weight(results: Results[Codes] | Results[Features] | Results[Picture] | Results[Reconstruction]) -> int:
     """Bytes that `results` hold, but for their description."""
     items = [item for item in results.items if not isinstance(item, ViQError)]
-    return sum(len(one.data) if isinstance(one, Picture) else one.array.nbytes for one in items)
+    made = [item.picture if isinstance(item, Reconstruction) else item for item in items]
+    return sum(len(one.data) if isinstance(one, Picture) else one.array.nbytes for one in made)
 
 
 def encoded(
@@ -56,24 +60,35 @@ def encoded(
         def fields(one: Codes) -> dict[str, object]:
             return {key: value for key, value in one.to_dict(codes).items() if key not in ("size", "fingerprint")}
 
-        return _listed(results, names, fields, exchange, _cache_headers(tag))
+        return _listed(results, names, fields, exchange, cache_headers(tag))
     one = _good(results)[0]
     data = one.to_bytes() if form == RAW else one.npz_bytes()
-    headers = _shape_headers(results.model, one) | _cache_headers(tag)
+    headers = _shape_headers(results.model, one) | cache_headers(tag)
     return Response(data, headers=headers, media_type=form)
 
 
 def decoded(results: Results[Picture], names: Names, as_json: bool, exchange: Exchange) -> Response:
     """The reply of decode: one picture as it is, or JSON with base64 PNGs."""
     if as_json:
-
-        def fields(one: Picture) -> dict[str, object]:
-            return {"image_size": one.image_size, "image_b64": base64.b64encode(one.data).decode("ascii")}
-
-        return _listed(results, names, fields, exchange)
+        return _listed(results, names, _picture_fields, exchange)
     one = _good(results)[0]
     headers = {"ViQ-Image-Size": _comma(one.image_size), **_model_headers(results.model)}
     return Response(one.data, headers=headers, media_type=f"image/{one.format}")
+
+
+def reconstructed(results: Results[Reconstruction], names: Names, as_json: bool, exchange: Exchange) -> Response:
+    """The reply of reconstruct: one picture as it is with its likeness in headers, or JSON with base64 PNGs."""
+    if as_json:
+
+        def fields(one: Reconstruction) -> dict[str, object]:
+            likeness = {"psnr": _finite(one.psnr, _PSNR_DIGITS), "ssim": _finite(one.ssim, _SSIM_DIGITS)}
+            return {**_picture_fields(one.picture), "grid": one.grid, **likeness}
+
+        return _listed(results, names, fields, exchange)
+    one = _good(results)[0]
+    likeness = {"ViQ-PSNR": f"{one.psnr:.{_PSNR_DIGITS}f}", "ViQ-SSIM": f"{one.ssim:.{_SSIM_DIGITS}f}"}
+    headers = {**_shape_headers(results.model, one), **likeness}
+    return Response(one.picture.data, headers=headers, media_type=f"image/{one.picture.format}")
 
 
 def embedded(results: Results[Features], names: Names, form: str, exchange: Exchange) -> Response:
@@ -94,11 +109,6 @@ def embedded(results: Results[Features], names: Names, form: str, exchange: Exch
     return Response(buffer.getvalue(), headers=headers, media_type=form)
 
 
-def not_modified(tag: str | None) -> Response:
-    """The reply to a caller that has what `tag` names already."""
-    return Response(status_code=304, headers=_cache_headers(tag))
-
-
 def planned(model: ModelInfo, plans: Sequence[Plan]) -> Response:
     """The reply of plan."""
     return json_reply({"model": _model_block(model), "results": [_plan_fields(plan) for plan in plans]})
@@ -108,23 +118,9 @@ def models_listed(models: Sequence[ModelInfo], limits: Mapping[str, object]) -> 
     """The reply of models, the default first."""
     rows = []
     for index, model in enumerate(models):
-        row = {**_model_block(model), "dtype": model.dtype, "device": model.device}
+        row = {**_model_block(model), "dtype": model.dtype, "device": model.device, "replicas": model.replicas}
         rows.append({**row, "width": model.width, "default": index == 0, "limits": dict(limits)})
     return json_reply({"models": rows})
-
-
-def etag(items: Sequence[Item[bytes]], model: ModelInfo, pixels: PixelOptions, form: str, codes: str) -> str | None:
-    """A strong ETag of the encode of one image: its bytes, the fingerprint, every option that shows in the reply."""
-    if len(items) != 1:
-        return None
-    options = [model.size, model.fingerprint, asdict(pixels), form, codes, items[0].name]
-    digest = hashlib.sha256(hashlib.sha256(items[0].value).digest() + json.dumps(options).encode())
-    return f'"{digest.hexdigest()}"'
-
-
-def matches(if_none_match: str | None, tag: str | None) -> bool:
-    """Whether an `If-None-Match` header names `tag`. A star names nothing: it is no tag that we gave."""
-    return tag is not None and tag in [part.strip().removeprefix("W/") for part in (if_none_match or "").split(",")]
 
 
 def _listed(
@@ -174,6 +170,15 @@ def _packed(good: Sequence[Features]) -> dict[str, npt.NDArray[np.generic]]:
     }
 
 
+def _picture_fields(one: Picture) -> dict[str, object]:
+    return {"image_size": one.image_size, "image_b64": base64.b64encode(one.data).decode("ascii")}
+
+
+def _finite(value: float, digits: int) -> float | None:
+    """JSON has no word for infinity and for what is no number."""
+    return round(value, digits) if math.isfinite(value) else None
+
+
 def _numbers(one: Features) -> list[list[float]]:
     array = one.array
     if one.dtype == "bfloat16":
@@ -204,13 +209,9 @@ def _model_headers(model: ModelInfo) -> dict[str, str]:
     return {**headers, "ViQ-Untrained": "true"} if model.untrained else headers
 
 
-def _shape_headers(model: ModelInfo, one: Codes | Features) -> dict[str, str]:
+def _shape_headers(model: ModelInfo, one: Codes | Features | Reconstruction) -> dict[str, str]:
     shape = {"ViQ-Grid": _comma(one.grid), "ViQ-Image-Size": _comma(one.image_size)}
     return {**shape, **_model_headers(model)}
-
-
-def _cache_headers(tag: str | None) -> dict[str, str]:
-    return {} if tag is None else {"ETag": tag, "Vary": "Accept"}
 
 
 def _comma(pair: tuple[int, int]) -> str:

@@ -8,9 +8,11 @@ from fastapi import APIRouter, Query
 from starlette.requests import Request
 from starlette.responses import Response
 
+from viq_serving import reconstruction
 from viq_serving.errors import InvalidInput, TooLarge
 from viq_serving.rest import replies
 from viq_serving.rest.aside import aside
+from viq_serving.rest.etag import etag, matches, not_modified
 from viq_serving.rest.exchange import exchange_of, noted
 from viq_serving.rest.inputs import codes_of, images_of, inputs_of, json_of, pick, settings_of, size_of, tokenizer_of
 from viq_serving.rest.negotiate import choose
@@ -21,16 +23,20 @@ from viq_serving.rest.schemas import (
     ENCODE,
     MODELS,
     PLAN,
+    RECONSTRUCT,
     DecodeOptions,
     EmbedOptions,
     EncodeOptions,
     NoOptions,
     PlanRequest,
+    ReconstructOptions,
 )
 from viq_serving.rest.terms import terms_of
 from viq_serving.types import ImageFile
 
 router = APIRouter(prefix="/v1")
+
+_PICTURES_OR_JSON = ("image/png", JSON, "image/jpeg", "image/webp")
 
 
 @router.post("/encode", **ENCODE)
@@ -40,9 +46,9 @@ async def encode(request: Request, query: Annotated[EncodeOptions, Query()]) -> 
     items = await images_of(request)
     if len(items) > 1 and form != JSON:
         raise InvalidInput(f"{form} holds one image, the request has {len(items)}: ask for JSON with ?codes=base64")
-    tag = replies.etag(items, model, query.pixels(), form, query.codes)
-    if replies.matches(request.headers.get("if-none-match"), tag):
-        return replies.not_modified(tag)
+    tag = await etag(items, model, query.pixels(), form, query.codes)
+    if matches(request.headers, tag):
+        return not_modified(tag)
     files = [ImageFile(item.value, query.pixels()) for item in items]
     results = await noted(request, len(items), tokenizer_of(request).encode(files, model, terms))
     names, exchange = [item.name for item in items], exchange_of(request)
@@ -52,7 +58,7 @@ async def encode(request: Request, query: Annotated[EncodeOptions, Query()]) -> 
 @router.post("/decode", **DECODE)
 async def decode(request: Request, query: Annotated[DecodeOptions, Query()]) -> Response:
     """Codes in, pictures out."""
-    accepted, terms = choose(request, ("image/png", JSON, "image/jpeg", "image/webp")), terms_of(request)
+    accepted, terms = choose(request, _PICTURES_OR_JSON), terms_of(request)
     items = await codes_of(request, query.size)
     model, as_json = pick(request, query.size or size_of(items)), query.format == "json" or len(items) > 1
     picture = "png" if as_json else PICTURES.get(accepted, "png")
@@ -74,6 +80,19 @@ async def embed(request: Request, query: Annotated[EmbedOptions, Query()]) -> Re
     work = tokenizer_of(request).embed(inputs, model, query.dtype, query.any_fingerprint, terms)
     results = await noted(request, len(items), work)
     return await aside(replies.weight(results), replies.embedded, results, names, form, exchange_of(request))
+
+
+@router.post("/reconstruct", **RECONSTRUCT)
+async def reconstruct(request: Request, query: Annotated[ReconstructOptions, Query()]) -> Response:
+    """Images in, what their codes become out."""
+    accepted, model, terms = choose(request, _PICTURES_OR_JSON), pick(request, query.size), terms_of(request)
+    items = await images_of(request)
+    as_json = query.format == "json" or len(items) > 1
+    picture = "png" if as_json else PICTURES.get(accepted, "png")
+    files, names = [ImageFile(item.value, query.pixels()) for item in items], [item.name for item in items]
+    work = reconstruction.reconstruct(tokenizer_of(request), files, model, picture, terms)
+    results = await noted(request, len(items), work)
+    return await aside(replies.weight(results), replies.reconstructed, results, names, as_json, exchange_of(request))
 
 
 @router.post("/plan", **PLAN)

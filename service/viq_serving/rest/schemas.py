@@ -55,6 +55,21 @@ class EmbedOptions(BaseModel):
         return PixelOptions(self.exif, self.alpha)
 
 
+class ReconstructOptions(BaseModel):
+    """Query of /v1/reconstruct."""
+
+    model_config = _STRICT
+
+    size: str | None = Field(default=None, description="which loaded size; none: the default one")
+    format: Literal["json"] | None = Field(default=None, description="json: base64 PNGs, also for one image")
+    exif: bool = Field(default=True, description="apply the EXIF orientation")
+    alpha: Alpha = Field(default="white", description="lay transparency over white, or drop it")
+
+    def pixels(self) -> PixelOptions:
+        """How image files become pixels."""
+        return PixelOptions(self.exif, self.alpha)
+
+
 class NoOptions(BaseModel):
     """Query of a method that takes none."""
 
@@ -121,13 +136,17 @@ _ERROR = {
 }
 
 
-def _described(summary: str, takes: dict[str, Any] | None, gives: dict[str, Any]) -> dict[str, Any]:
+def _described(
+    summary: str, takes: dict[str, Any] | None, gives: dict[str, Any], headers: dict[str, str] | None = None
+) -> dict[str, Any]:
+    """What FastAPI is told of a method; `headers` of the reply with what each says."""
     extra = {} if takes is None else {"requestBody": {"required": True, "content": takes}}
-    return {
-        "summary": summary,
-        "openapi_extra": extra,
-        "responses": {200: {"description": "Done", "content": gives}, "default": _ERROR},
-    }
+    done: dict[str, Any] = {"description": "Done", "content": gives}
+    if headers:
+        done["headers"] = {
+            name: {"description": about, "schema": {"type": "string"}} for name, about in headers.items()
+        }
+    return {"summary": summary, "openapi_extra": extra, "responses": {200: done, "default": _ERROR}}
 
 
 ENCODE = _described(
@@ -135,10 +154,19 @@ ENCODE = _described(
     _IMAGES,
     {"application/json": _OBJECT, "application/octet-stream": _BINARY, "application/x-npz": _BINARY},
 )
-DECODE = _described(
-    "Codes to images",
-    _CODES,
-    {"image/png": _BINARY, "image/jpeg": _BINARY, "image/webp": _BINARY, "application/json": _OBJECT},
+_PICTURES = {"image/png": _BINARY, "image/jpeg": _BINARY, "image/webp": _BINARY, "application/json": _OBJECT}
+DECODE = _described("Codes to images", _CODES, _PICTURES)
+RECONSTRUCT = _described(
+    "Images to codes and back, with how much of them is left",
+    _IMAGES,
+    _PICTURES,
+    {
+        "ViQ-PSNR": "of a single picture, in dB over all channels; inf if nothing is lost (JSON: psnr, null)",
+        "ViQ-SSIM": "of a single picture, mean of the channels, Gaussian window of 11x11; nan if a side is shorter "
+        "than that (JSON: ssim, null)",
+        "ViQ-Grid": "patches of the codes, as h,w",
+        "ViQ-Image-Size": "pixels of the picture, as H,W",
+    },
 )
 EMBED = _described(
     "Images or codes to features",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -21,12 +22,15 @@ class Server(uvicorn.Server):
         yield
 
 
-def create_server(app: Envelope) -> Server:
-    """A server for `app`; give it a bound socket to serve on. Ends when its `should_exit` is set."""
-    return server_of(app, app.settings.max_connections, app.settings.keep_alive_s)
+def create_server(app: Envelope, context: ssl.SSLContext | None = None) -> Server:
+    """A server for `app`; give it a bound socket to serve on. Ends when its `should_exit` is set.
+
+    With a `context` it speaks TLS.
+    """
+    return server_of(app, app.settings.max_connections, app.settings.keep_alive_s, context)
 
 
-def server_of(app: ASGIApp, max_connections: int, keep_alive_s: float) -> Server:
+def server_of(app: ASGIApp, max_connections: int, keep_alive_s: float, context: ssl.SSLContext | None = None) -> Server:
     """A server for any app; connections that are idle for `keep_alive_s` seconds are closed."""
     config = uvicorn.Config(
         app,
@@ -40,4 +44,6 @@ def server_of(app: ASGIApp, max_connections: int, keep_alive_s: float) -> Server
         limit_concurrency=max_connections,
         timeout_keep_alive=keep_alive_s,  # type: ignore[arg-type]  # parts of a second do as well
     )
+    config.load()
+    config.ssl = context  # uvicorn itself takes files, and none of them twice
     return Server(config)

@@ -9,7 +9,7 @@ from typing import cast, get_args
 from starlette.requests import Request
 
 from viq_serving.errors import InvalidInput
-from viq_serving.rest.exchange import exchange_of
+from viq_serving.rest.exchange import caller_of, exchange_of
 from viq_serving.types import Priority, Terms
 
 TIMEOUT, PRIORITY, EXPECT = "ViQ-Timeout-Ms", "ViQ-Priority", "ViQ-Expect-Fingerprint"
@@ -20,15 +20,17 @@ _MAX_DIGITS = 12
 def terms_of(request: Request) -> Terms:
     """The terms of `request`, noted on its exchange; time counts from its arrival, that of its body included.
 
-    Raises `InvalidInput` for headers that say nothing sensible.
+    Raises `InvalidInput` for headers that say nothing sensible, `Forbidden` for a lane that is not the caller's.
     """
     known: Terms | None = getattr(request.state, "terms", None)
     if known is not None:
         return known
-    exchange = exchange_of(request)
-    exchange.priority = _priority(request.headers.get(PRIORITY))
+    exchange, caller = exchange_of(request), caller_of(request)
+    asked = _priority(request.headers.get(PRIORITY))
+    exchange.priority = asked or exchange.priority  # what was asked is counted also where it is refused
+    exchange.priority = caller.lane(asked)
     left_s = _timeout_s(request.headers.get(TIMEOUT)) - exchange.seconds()
-    terms = Terms(monotonic() + left_s, exchange.priority, exchange.request_id)
+    terms = Terms(monotonic() + left_s, exchange.priority, exchange.request_id, caller=caller)
     request.state.terms = terms
     return terms
 
@@ -41,8 +43,10 @@ def _timeout_s(header: str | None) -> float:
     return int(header) / 1000
 
 
-def _priority(header: str | None) -> Priority:
-    name = "interactive" if header is None else header.strip().lower()
+def _priority(header: str | None) -> Priority | None:
+    if header is None:
+        return None
+    name = header.strip().lower()
     if name not in get_args(Priority):
         raise InvalidInput(f"{PRIORITY} is {header!r}; there are {' and '.join(get_args(Priority))}")
     return cast(Priority, name)

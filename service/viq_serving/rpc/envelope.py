@@ -3,67 +3,73 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-import math
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import nullcontext
-from typing import Any, TypeAlias
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from typing import Any, TypeAlias, TypeVar, cast
 
 import grpc
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import Message
 from grpc.aio import AbortError, ServerInterceptor
 
 from viq_serving.allowance import Allowance
-from viq_serving.errors import DeadlineExceeded, Malformed, NotFound, NotReady, Overloaded, TooLarge, ViQError
+from viq_serving.errors import NotFound, NotReady, TooLarge
 from viq_serving.exchange import Exchange
 from viq_serving.keys import Keys
 from viq_serving.metrics import Metrics
 from viq_serving.rpc import heavy
 from viq_serving.rpc.call import Call, Context
-from viq_serving.rpc.errors import code_of, message_of, status_of
-from viq_serving.rpc.fields import more_than
+from viq_serving.rpc.messages import Messages, Parse
+from viq_serving.rpc.outbox import Unread
+from viq_serving.rpc.refusal import refusal_of, trailers_of
+from viq_serving.rpc.stream import Stream
+from viq_serving.rpc.tally import Tally
 from viq_serving.settings import Settings
 from viq_serving.tokenizer import State, Tokenizer
+from viq_serving.types import ANYBODY, Caller, Door
 
-log = logging.getLogger("viq.rpc")
+T = TypeVar("T")
 
 Unary = Callable[[Any, Call], Awaitable[Message | bytes]]
-Stream = Callable[[Any, Context], AsyncIterator[Message]]
-Parse = Callable[[bytes], Message]
+Watch = Callable[[Any, Context], AsyncIterator[Message]]
+Items = Callable[[Stream, Call], Awaitable[None]]
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 Metadata = dict[str, str | bytes]
-Trailers = tuple[tuple[str, str], ...]
-Refusal = tuple[grpc.StatusCode, str, Trailers]
 
 _OPEN = "/grpc.health.v1.Health/"  # asked without a key
 _UNCOUNTED = (_OPEN, "/grpc.reflection.")
-_OIP = "/inference.GRPCInferenceService/"
-_COUNTED = {f"/viq.v1.ViQ/{method.capitalize()}": method for method in ("encode", "embed", "decode", "plan", "info")}
+_OIP, _NATIVE = "/inference.GRPCInferenceService/", "/viq.v1.ViQ/"
+_COUNTED = {f"{_NATIVE}{method.capitalize()}": method for method in ("encode", "embed", "decode", "plan", "info")}
+_COUNTED |= {f"{_NATIVE}{method.capitalize()}Stream": method for method in ("encode", "embed", "decode")}
 _COUNTED[_OIP + "ModelInfer"] = "unknown"  # until it is known which
 
-_STREAMS = 1024
-_FIELDS = 10_000  # many more than any method has use for, few enough to parse
-_MAX_RETRY_S = 3600.0
-_ENDING_S = 0.1  # within which the transport ends a call whose message it refused
-_PARTING_S = 1.0  # for a stream to say what it has to once the service stops
+_WATCHES = 1024
+_PARTING_S = 1.0  # for a watch to say what it has to once the service stops
 
 
 class Envelope(ServerInterceptor):
     """Wraps every method so that each reply, also one that a bug made, has our metadata and shape.
 
-    Unary methods are taken over whole, reading and parsing included: what can be refused is refused before its
-    message is read, and a broken message is answered as one. Their functions get a `Call` and reply with a message
-    or with the bytes of one. Streams (health, reflection) get grpc's own context.
+    Unary methods and streams of items are taken over whole, reading and parsing included: what can be refused is
+    refused before its message is read, and a broken message is answered as one. Unary functions get a `Call` and reply
+    with a message or with the bytes of one; those of items get a `Stream`. Watches (health, reflection) get grpc's own
+    context.
     """
 
     def __init__(self, tokenizer: Tokenizer, metrics: Metrics, settings: Settings, keys: Keys) -> None:
-        self._tokenizer, self._metrics, self._keys = tokenizer, metrics, keys
-        self._max_bytes, self._read_timeout_s = settings.max_message_bytes, settings.body_read_timeout_s
-        self._most_fields = max(_FIELDS, 2 * settings.max_images)
+        self._tokenizer, self._metrics, self._settings, self._keys = tokenizer, metrics, settings, keys
+        self._messages = Messages(settings)
         self._requests = Allowance(settings.grpc_max_concurrent_requests, "gRPC requests")
-        self._streams = Allowance(_STREAMS, "gRPC streams")
+        self._watches = Allowance(_WATCHES, "gRPC streams")
+        self._streams = Allowance(settings.stream_max_open, "gRPC streams of items")
+        self._headers = ThreadPoolExecutor(1, thread_name_prefix="viq-stream-headers")
         self._handlers: dict[str, Handler] = {}
         self._partings: set[asyncio.Timeout] = set()
+        self._open: set[Stream] = set()
+        self._under_way = self._unread = 0
+        self._ending: object = None  # kept, as the event loop does not keep what runs on it
+        self.on_unread_only: Callable[[], object] = lambda: None
+        """What to do once the service stops and all that is under way waits for clients that do not read."""
         tokenizer.listen(self._told)
 
     async def intercept_service(
@@ -87,156 +93,167 @@ class Envelope(ServerInterceptor):
         if handler.unary_unary is not None:
             taken = self._unary(path, handler.unary_unary, handler.request_deserializer)
             return grpc.stream_unary_rpc_method_handler(taken)
+        if path.startswith(_NATIVE):
+            taken = self._items(path, handler.stream_stream, handler.request_deserializer)
+            return grpc.stream_stream_rpc_method_handler(taken)
         codec = handler.request_deserializer, handler.response_serializer
         if handler.unary_stream is not None:
-            return grpc.unary_stream_rpc_method_handler(self._stream(path, handler.unary_stream), *codec)
-        return grpc.stream_stream_rpc_method_handler(self._stream(path, handler.stream_stream), *codec)
+            return grpc.unary_stream_rpc_method_handler(self._watch(path, handler.unary_stream), *codec)
+        return grpc.stream_stream_rpc_method_handler(self._watch(path, handler.stream_stream), *codec)
 
     def _unary(self, path: str, method: Unary | None, parse: Parse | None) -> Any:
         async def handle(_messages: object, context: Context) -> bytes:
-            exchange, metadata = _begin(path, context)
-            context.set_trailing_metadata(self._trailers(exchange))
+            exchange, metadata = self._begin(path, context)
             reply, refusal = b"", None
-            # A server that is full is healthy.
-            room = nullcontext() if path.startswith(_OPEN) else self._requests.held(1)
             try:
-                with room:
-                    self._admit(path, metadata)
+                with ExitStack() as held:
+                    if not path.startswith(_OPEN):  # a server that is full is healthy
+                        held.enter_context(self._requests.held(1))
+                    caller = self._admit(path, metadata, exchange, held)
                     if method is None or parse is None:
                         raise NotFound(f"no such method: {path}")
-                    reply = await self._answered(Call.of(exchange, context, metadata), method, parse)
+                    reply = await self._answered(Call.of(exchange, context, metadata, caller), method, parse)
             except asyncio.CancelledError:
-                exchange.outcome = "deadline_exceeded" if context.time_remaining() == 0 else "cancelled"
+                exchange.outcome = _how_cancelled(context)
                 raise
             except AbortError:  # the method has ended the call itself
                 raise
             except Exception as error:  # noqa: BLE001  # answered, and in the log
-                refusal = self._refusal(error, exchange)
+                refusal = refusal_of(error, exchange, self._tokenizer)
             finally:
                 exchange.end(self._metrics)
             if refusal is not None:
                 await context.abort(*refusal)
             if exchange.model is not None:  # now it is known whose fingerprint
-                context.set_trailing_metadata(self._trailers(exchange))
+                context.set_trailing_metadata(trailers_of(exchange, self._tokenizer))
             return reply
 
-        return handle
+        return self._counted(handle)
+
+    def _items(self, path: str, method: Items, parse: Parse) -> Any:
+        async def handle(_messages: object, context: Context) -> None:
+            exchange, metadata = self._begin(path, context)
+            tally, refusal, unread = Tally(exchange, self._metrics), None, False
+            try:
+                with ExitStack() as held:
+                    held.enter_context(self._streams.held(1))
+                    caller = self._admit(path, metadata, exchange, held)
+                    call = Call.of(exchange, context, metadata, caller, stream=True)
+                    about = self._tokenizer, self._settings, tally, self._headers
+                    stream = Stream(call, self._messages, parse, *about)
+                    held.callback(stream.close)
+                    self._open.add(stream)
+                    held.callback(self._open.discard, stream)
+                    await method(stream, call)
+            except asyncio.CancelledError:
+                exchange.outcome = _how_cancelled(context)
+                raise
+            except Exception as error:  # noqa: BLE001  # answered, and in the log
+                refusal, unread = refusal_of(error, exchange, self._tokenizer), isinstance(error, Unread)
+            finally:
+                if tally.items:
+                    tally.close()
+                else:  # it counts as a request itself
+                    exchange.end(self._metrics)
+            if refusal is not None:
+                self._unread += unread
+                self._look_whether_stuck()
+                try:
+                    await context.abort(*refusal)
+                finally:
+                    self._unread -= unread
+            context.set_trailing_metadata(trailers_of(exchange, self._tokenizer))
+
+        return self._counted(handle)
 
     async def _answered(self, call: Call, method: Unary, parse: Parse) -> bytes:
-        message = await self._read(call.context)
+        message = await self._messages.only(call.context)
         call.size = len(message)
         with self._tokenizer.bodies.held(call.size):
-            request = await heavy.run(call.size, self._parsed, message, parse)
+            request = await heavy.run(call.size, self._messages.parsed, message, parse)
             del message  # its content is in the request
             reply = await method(request, call)
         data = reply if isinstance(reply, bytes) else reply.SerializeToString()
-        if len(data) > self._max_bytes:
-            raise TooLarge(f"reply of {len(data)} bytes, the limit of a message is {self._max_bytes}")
+        if len(data) > self._settings.max_message_bytes:
+            limit = self._settings.max_message_bytes
+            raise TooLarge(f"reply of {len(data)} bytes, the limit of a message is {limit}")
         return data
 
-    def _parsed(self, message: bytes, parse: Parse) -> Message:
-        if len(message) > self._most_fields and more_than(message, self._most_fields):
-            raise TooLarge(f"message of more than {self._most_fields} fields or items, the limit")
-        try:
-            return parse(message)
-        except DecodeError as error:
-            raise Malformed(f"message cannot be read: {error}") from None
-
-    async def _read(self, context: Context) -> bytes:
-        """The request's one message."""
-        try:
-            async with asyncio.timeout(self._read_timeout_s):
-                message = await context.read()
-        except TimeoutError:
-            raise DeadlineExceeded(f"no whole message after {self._read_timeout_s:g} s, which is the limit") from None
-        if not isinstance(message, bytes):
-            await self._explain_nothing()
-            raise Malformed("the request ended without a message")
-        if len(message) > self._max_bytes:
-            raise TooLarge(f"message of {len(message)} bytes, the limit (max_message_bytes) is {self._max_bytes}")
-        return message
-
-    async def _explain_nothing(self) -> None:
-        """Raise `TooLarge` if that is why no message came: the transport hides such a message and then ends the call.
-
-        The client is told by the transport; this is for the count.
-        """
-        try:
-            await asyncio.sleep(_ENDING_S)
-        except asyncio.CancelledError:
-            raise TooLarge("message of more than the transport takes") from None
-
-    def _stream(self, path: str, method: Stream) -> Any:
+    def _watch(self, path: str, method: Watch) -> Any:
         async def handle(request: object, context: Context) -> None:
-            exchange, metadata = _begin(path, context)
-            context.set_trailing_metadata(self._trailers(exchange))
+            exchange, metadata = self._begin(path, context)
             parting, refusal = asyncio.timeout(_PARTING_S if self._stopping() else None), None
             try:
-                with self._streams.held(1):
-                    self._admit(path, metadata)
+                with ExitStack() as held:
+                    held.enter_context(self._watches.held(1))
+                    self._admit(path, metadata, exchange, held)
                     async with parting:
                         self._partings.add(parting)
                         async for reply in method(request, context):
                             await context.write(reply)
             except Exception as error:  # noqa: BLE001  # answered, and in the log
                 failure = NotReady(f"the service is {self._tokenizer.state}") if parting.expired() else error
-                refusal = self._refusal(failure, exchange)
+                refusal = refusal_of(failure, exchange, self._tokenizer)
             finally:
                 self._partings.discard(parting)
             if refusal is not None:
                 await context.abort(*refusal)
 
-        return handle
+        return self._counted(handle)
 
-    def _admit(self, path: str, metadata: Metadata) -> None:
-        if not path.startswith(_OPEN):
-            if self._stopping():
-                raise NotReady(f"the service is {self._tokenizer.state}")
-            authorization = metadata.get("authorization")
-            self._keys.check(None if authorization is None else str(authorization))
+    def _begin(self, path: str, context: Context) -> tuple[Exchange, Metadata]:
+        metadata: Metadata = dict(context.invocation_metadata() or ())
+        wanted, door = metadata.get("x-request-id"), "oip_grpc" if path.startswith(_OIP) else "grpc"
+        exchange = Exchange.begin(cast(Door, door), None if wanted is None else str(wanted))
+        exchange.method = _COUNTED.get(path, "" if path.startswith((*_UNCOUNTED, _OIP)) else "unknown")
+        exchange.trace(self._metrics, metadata)
+        context.set_trailing_metadata(trailers_of(exchange, self._tokenizer))
+        return exchange, metadata
 
-    def _refusal(self, error: Exception, exchange: Exchange) -> Refusal:
-        """Status, message and trailers that answer `error`, and the mark on the exchange that it ended so."""
-        exchange.outcome, status, message = code_of(error), status_of(error), message_of(error)
-        _log(error, exchange, status, message)
-        trailers = (*self._trailers(exchange), ("viq-error-code", exchange.outcome))
-        if isinstance(error, Overloaded):
-            wait_s = min(max(error.retry_after_s, 0.001), _MAX_RETRY_S)
-            trailers += (("grpc-retry-pushback-ms", str(math.ceil(1000 * wait_s))),)
-        return status, message, trailers
+    def _admit(self, path: str, metadata: Metadata, exchange: Exchange, held: ExitStack) -> Caller:
+        """Who asks; `held` then holds what this takes of their requests. Raises for who may not ask, or not now."""
+        if path.startswith(_OPEN):
+            return ANYBODY
+        if self._stopping():
+            raise NotReady(f"the service is {self._tokenizer.state}")
+        authorization = metadata.get("authorization")
+        caller = self._keys.check(None if authorization is None else str(authorization))
+        exchange.caller = caller.name
+        if caller.requests is not None and exchange.method:
+            held.enter_context(caller.requests.held(1))
+        return caller
 
-    def _trailers(self, exchange: Exchange) -> Trailers:
-        """What every reply carries: request id, and the fingerprint once a model is loaded."""
-        loaded = self._tokenizer.models()
-        model = exchange.model or (loaded[0] if loaded else None)
-        identity = ("x-request-id", exchange.request_id)
-        return (identity,) if model is None else (identity, ("viq-fingerprint", model.fingerprint))
+    def _counted(self, handle: Callable[[Any, Context], Awaitable[T]]) -> Callable[[Any, Context], Awaitable[T]]:
+        """`handle`, known to be under way for as long as it is."""
+
+        async def counted(messages: Any, context: Context) -> T:
+            self._under_way += 1
+            try:
+                return await handle(messages, context)
+            finally:
+                self._under_way -= 1
+                self._look_whether_stuck()
+
+        return counted
+
+    def _look_whether_stuck(self) -> None:
+        """The transport ends no call before its client has read what was written; the service's end cannot wait."""
+        if self._unread and self._unread == self._under_way and self._stopping():
+            self._ending = self.on_unread_only()
 
     def _stopping(self) -> bool:
         return self._tokenizer.state in ("stopping", "lost")
 
     def _told(self, state: State) -> None:
-        """Ask streams to end when the service stops: they would hold up the server's end for as long as it waits."""
+        """Ask watches and streams to end when the service stops: its end waits for them."""
         if self._stopping():
             ends = asyncio.get_running_loop().time() + _PARTING_S
             for parting in self._partings:
                 parting.reschedule(ends)
+            for stream in self._open:
+                stream.part(f"the service is {state}")
+            asyncio.get_running_loop().call_later(_PARTING_S, self._look_whether_stuck)
 
 
-def _begin(path: str, context: Context) -> tuple[Exchange, Metadata]:
-    metadata: Metadata = dict(context.invocation_metadata() or ())
-    wanted = metadata.get("x-request-id")
-    exchange = Exchange.begin("oip_grpc" if path.startswith(_OIP) else "grpc", None if wanted is None else str(wanted))
-    exchange.method = _COUNTED.get(path, "" if path.startswith((*_UNCOUNTED, _OIP)) else "unknown")
-    return exchange, metadata
-
-
-def _log(error: Exception, exchange: Exchange, status: grpc.StatusCode, message: str) -> None:
-    """Say why a request was refused; of what nobody foresaw the whole story, which its caller does not get."""
-    if status is grpc.StatusCode.INTERNAL:
-        level, cause = logging.ERROR, error.__cause__ if isinstance(error, ViQError) else error
-    else:  # clients ask again and again while a service loads or drains
-        level, cause = logging.DEBUG if exchange.outcome == "not_ready" else logging.INFO, None
-    fields = {"request_id": exchange.request_id, "door": exchange.door, "method": exchange.method}
-    line = (exchange.request_id, status.name, exchange.outcome, message)
-    log.log(level, "request %s: %s %s: %r", *line, exc_info=cause, extra={"fields": fields})
+def _how_cancelled(context: Context) -> str:
+    return "deadline_exceeded" if context.time_remaining() == 0 else "cancelled"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from grpc import aio
 from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 from grpc_reflection.v1alpha import reflection
@@ -32,12 +34,15 @@ _LONGEST_MESSAGE = 2**31 - 1
 
 def create_server(tokenizer: Tokenizer, metrics: Metrics, settings: Settings, keys: Keys) -> aio.Server:
     """A server over `tokenizer`, with no port yet; call on the event loop that it is to run on."""
+    envelope = Envelope(tokenizer, metrics, settings, keys)
     server = aio.server(
-        interceptors=[Envelope(tokenizer, metrics, settings, keys)],
+        interceptors=[envelope],
         options=_options(settings),
         # The envelope refuses over the limit, with a hint; this is for what does not get so far.
         maximum_concurrent_rpcs=2 * settings.grpc_max_concurrent_requests,
     )
+    # Ending once more without grace cuts off what is left, and the first call to end returns.
+    envelope.on_unread_only = lambda: asyncio.ensure_future(server.stop(None))
     add_ViQServicer_to_server(ViQ(tokenizer, settings), server)
     add_oip(server, tokenizer, settings)
     add_HealthServicer_to_server(Health(tokenizer), server)
@@ -54,8 +59,9 @@ def _options(settings: Settings) -> list[tuple[str, int]]:
         ("grpc.max_allowed_incoming_connections", settings.max_connections),
         ("grpc.max_concurrent_streams", min(settings.grpc_max_concurrent_requests, _STREAMS_PER_CONNECTION)),
         ("grpc.max_connection_age_ms", int(1000 * settings.grpc_max_connection_age_s)),
-        # What is under way when a connection ages is answered; nothing honest takes longer than a stall.
-        ("grpc.max_connection_age_grace_ms", int(1000 * settings.stall_timeout_s)),
+        # What is under way when a connection ages is answered: streams end by themselves, and nothing honest takes
+        # longer than a stall.
+        ("grpc.max_connection_age_grace_ms", int(1000 * (settings.stream_max_age_s + settings.stall_timeout_s))),
         # Clients may ping every 10 s, also when idle; a peer that does not answer pings is gone.
         ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
         ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),

@@ -1,0 +1,67 @@
+"""Loaded models as replicas: what computes beside one another, and must compute the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from viq_serving.engine.warmup import warmed_up
+from viq_serving.engine.work import Kind
+from viq_serving.errors import WeightsError
+
+if TYPE_CHECKING:
+    from viq.model import ViQ
+
+Replica = Mapping[str, "ViQ"]
+"""The models of one device, by size."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """Replicas that are warm, the threads that each has on a CPU, and cost and seconds of the work that warmed them."""
+
+    replicas: Sequence[Replica]
+    threads: int
+    learned: Sequence[tuple[Kind, int, float]]
+
+
+def loaded(load: Callable[[], Sequence[ViQ]]) -> Loaded:
+    """Run `load` and warm what it gives; raises `WeightsError` if the replicas are not alike.
+
+    A size that comes again begins another replica. It may be the same model: one may compute on several threads at
+    once, as it holds nothing but weights, and tensors of the patch grid in a cache with a lock.
+    """
+    replicas = _replicas(load())
+    _check_alike(replicas)
+    beside = sum(next(iter(replica.values())).device.startswith("cpu") for replica in replicas)
+    threads = max(1, torch.get_num_threads() // max(1, beside))
+    torch.set_num_threads(threads)
+    distinct = {id(model): model for replica in replicas for model in replica.values()}
+    return Loaded(replicas, threads, warmed_up(list(distinct.values())))
+
+
+def _replicas(models: Sequence[ViQ]) -> list[Replica]:
+    replicas: list[dict[str, ViQ]] = [{}]
+    for model in models:
+        if model.size in replicas[-1]:
+            replicas.append({})
+        replicas[-1][model.size] = model
+    return list(replicas)
+
+
+def _check_alike(replicas: Sequence[Replica]) -> None:
+    """Whoever is answered by one replica today may be answered by another tomorrow: both must give the same codes."""
+    first = replicas[0]
+    for other in replicas[1:]:
+        if other.keys() != first.keys():
+            raise WeightsError(f"replicas hold different sizes: {', '.join(first)} and {', '.join(other)}")
+        for size, model in other.items():
+            ours = first[size]
+            if model.fingerprint != ours.fingerprint:
+                raise WeightsError(
+                    f"replicas of size {size} would not give the same codes: "
+                    f"{ours.device} has fingerprint {ours.fingerprint}, {model.device} has {model.fingerprint}"
+                )
