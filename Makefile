@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 LOCK := requirements.lock
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help install dev system-packages test check format proto proto-baseline serve lock golden bench bench-service clean test-extract
+.PHONY: help install dev system-packages test check format proto proto-baseline serve lock golden bench bench-service bench-million clean test-extract
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -91,13 +91,19 @@ bench: dev  ## the figures of README: row invariance, VAE, full size (minutes, 1
 	for dtype in float32 bfloat16; do $(BIN)/python bench/full_size.py $(or $(BENCH_DIR),/tmp/viq-full) --size 16k \
 	  --dtypes $$dtype --repeats 5 --out bench/results/full_size_$$dtype.json || exit 1; done
 
-bench-service: dev  ## the figures of the service: about 15 minutes on 2 cores that nobody else uses
+bench-service: dev  ## the figures of the service: about 30 minutes on 2 cores that nobody else uses
 	OMP_WAIT_POLICY=passive $(BIN)/python bench/overhead.py --out bench/results/overhead.json
 	OMP_WAIT_POLICY=passive $(BIN)/python bench/engine.py --images 32 --rounds 3 --out bench/results/engine.json
 	$(BIN)/python bench/throughput.py --out bench/results/throughput.json
 	$(BIN)/python bench/overload.py --out bench/results/overload.json
 	$(BIN)/python bench/spinning.py --out bench/results/spinning.json
 	$(BIN)/python bench/comparisons.py --count 10000 --out bench/results/comparisons.json
+	$(BIN)/python bench/lanes.py --out bench/results/lanes.json
+	$(BIN)/python bench/replicas.py --out bench/results/replicas.json
+	$(BIN)/python bench/streams.py --out bench/results/streams.json
+
+bench-million: dev  ## 1,000,000 small items through streams from 16 clients (hours on 2 cores)
+	$(BIN)/python bench/streams.py --items 1000000 --side 16 --sides --out bench/results/streams_million.json
 
 # The packaged weights: models/nano/README.md. All of it lies under build/nano; each step goes on where it was stopped.
 .PHONY: nano-packages nano-data nano-train nano-evaluate nano-export

@@ -26,7 +26,6 @@ from typing import Any
 
 import grpc
 import grpc.aio
-from full_size import machine
 from serving import Running, jpeg, picture, server
 
 from viq_serving.pb import viq_pb2 as pb
@@ -227,6 +226,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0, help="of each measurement, about")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
+    from full_size import machine  # it imports torch, which the client processes do without
+
     result: dict[str, Any] = {"machine": machine(), "clients": args.clients}
     with server() as running:
         if args.items:
