@@ -35,7 +35,7 @@ def raw_headers(codes: Codes) -> dict[str, str]:
 
 @pytest.fixture
 def picture(codes: Codes) -> np.ndarray[Any, Any]:
-    """What the library makes of the codes."""
+    """What the library makes of the codes, but for a rounding that threads and batches may move."""
     return ViQ.from_pretrained().decode([codes])[0]
 
 
@@ -48,14 +48,14 @@ def test_the_json_reply_of_encode_comes_back_as_a_picture(
     headers = {"Content-Type": "application/json", "Accept": accept}
     reply = client.post("/v1/decode", content=encoded.content, headers=headers)
     assert (reply.status_code, reply.headers["Content-Type"]) == (200, "image/png")
-    assert np.array_equal(pixels_of(reply.content), picture)
+    np.testing.assert_allclose(pixels_of(reply.content), picture, atol=1)
 
 
 def test_raw_codes_with_the_reply_headers_decode(
     client: httpx.Client, codes: Codes, picture: np.ndarray[Any, Any]
 ) -> None:
     reply = client.post("/v1/decode", content=codes.to_bytes(), headers=raw_headers(codes))
-    assert np.array_equal(pixels_of(reply.content), picture)
+    np.testing.assert_allclose(pixels_of(reply.content), picture, atol=1)
 
 
 def test_raw_codes_need_only_their_grid(client: httpx.Client, codes: Codes) -> None:
@@ -65,12 +65,12 @@ def test_raw_codes_need_only_their_grid(client: httpx.Client, codes: Codes) -> N
 
 def test_the_npz_decodes(client: httpx.Client, codes: Codes, picture: np.ndarray[Any, Any]) -> None:
     reply = client.post("/v1/decode", content=codes.npz_bytes(), headers={"Content-Type": NPZ})
-    assert np.array_equal(pixels_of(reply.content), picture)
+    np.testing.assert_allclose(pixels_of(reply.content), picture, atol=1)
 
 
 def test_one_codes_dict_by_itself_decodes(client: httpx.Client, codes: Codes, picture: np.ndarray[Any, Any]) -> None:
     reply = client.post("/v1/decode", json=codes.to_dict("base64"))
-    assert np.array_equal(pixels_of(reply.content), picture)
+    np.testing.assert_allclose(pixels_of(reply.content), picture, atol=1)
 
 
 @pytest.mark.parametrize(("accept", "format"), [("image/jpeg", "JPEG"), ("image/webp", "WEBP"), ("image/*", "PNG")])
@@ -92,7 +92,7 @@ def test_one_result_is_json_when_asked(client: httpx.Client, codes: Codes, pictu
     reply = client.post("/v1/decode?format=json", json=codes.to_dict(), headers={"Accept": "image/jpeg"})
     (result,) = reply.json()["results"]
     assert result["image_size"] == [24, 40]
-    assert np.array_equal(pixels_of(base64.b64decode(result["image_b64"])), picture)
+    np.testing.assert_allclose(pixels_of(base64.b64decode(result["image_b64"])), picture, atol=1)
 
 
 def test_several_results_are_json_in_order_with_their_names(client: httpx.Client, make_image: MakeImage) -> None:

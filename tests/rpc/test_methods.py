@@ -164,7 +164,8 @@ def test_decode_gives_the_pictures_of_the_library(door: Door, model: ViQ, codes:
     for one, result in zip(codes, results, strict=True):
         assert Image.open(io.BytesIO(result.image)).format == form
         wanted = encode_picture(model.decode([one])[0], form.lower())  # type: ignore[arg-type]
-        assert result.image == wanted
+        # Threads and batches move a value by a bit, rounding makes that one, and lossy formats some more.
+        np.testing.assert_allclose(pixels(result.image), pixels(wanted), atol=1 if form == "PNG" else 16)
     assert [result.key for result in results] == ["0", "1", "2"]
 
 
@@ -179,7 +180,7 @@ def test_codes_need_say_neither_size_nor_pixels_nor_fingerprint(door: Door, mode
     bare = pb.Codes(data=one.to_bytes(), h=one.grid[0], w=one.grid[1])
     picture = door.viq.Decode(pb.DecodeRequest(items=[pb.Item(codes=bare)])).results[0].image
     whole = Codes(one.array, (16 * one.grid[0], 16 * one.grid[1]), "nano")
-    assert np.array_equal(pixels(picture), model.decode([whole])[0])
+    np.testing.assert_allclose(pixels(picture), model.decode([whole])[0], atol=1)
 
 
 def test_plan_is_what_the_tokenizer_plans(door: Door) -> None:
