@@ -44,10 +44,12 @@ class _Flight:
         """Whether a request of these terms for so many images waits no longer here than it would by itself.
 
         Who leads must be in the same lane or a better one, ask for no more images at a time, and not wait for room
-        that the other would not wait for.
+        that the other would not wait for, as is that of a key with a limit of its own.
         """
         lane = self.terms.priority == "interactive" or terms.priority == "bulk"
-        return lane and self.images <= images and (terms.patient or not self.terms.patient)
+        limited = self.terms.caller.patches is not None and self.terms.caller.name != terms.caller.name
+        room = not self.terms.patient or (terms.patient and not limited)
+        return lane and self.images <= images and room
 
     def land(self, outcome: Outcome | None) -> None:
         """Tell those who wait, the first time."""

@@ -43,11 +43,12 @@ class Line(Generic[T]):
 
     def head(self) -> T | None:
         """The demand that is next; None if none waits."""
-        for caller, waiting in list(self._callers.items()):
-            for turn, demand in list(waiting.items()):
-                if not turn.done():
-                    return demand
-                self._leave(caller, turn)
+        while self._callers:
+            caller, waiting = next(iter(self._callers.items()))
+            turn, demand = next(iter(waiting.items()))
+            if not turn.done():
+                return demand
+            self._leave(caller, turn)
         return None
 
     def serve(self) -> None:

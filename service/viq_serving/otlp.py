@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export import SpanExporter
 
 _HTTP_PORT, _HTTP_PATH = 4318, "/v1/traces"
+_PARSES_HEADERS = "opentelemetry.util.re"  # and logs those whole that it cannot parse, secrets or not
 
 
 def traces_of(settings: Settings, version: str, environ: Mapping[str, str]) -> Traces | None:
@@ -27,6 +29,7 @@ def traces_of(settings: Settings, version: str, environ: Mapping[str, str]) -> T
     if not endpoint or off:
         return None
     protocol: str = settings.otlp_protocol
+    logging.getLogger(_PARSES_HEADERS).addFilter(_without_values)
     try:
         if protocol == "auto":
             by_port = "http/protobuf" if urlsplit(endpoint).port == _HTTP_PORT else "grpc"
@@ -57,6 +60,12 @@ def _exporters() -> Mapping[str, Callable[[str | None], SpanExporter]]:
         return OTLPSpanExporter(endpoint and endpoint.rstrip("/").removesuffix(_HTTP_PATH) + _HTTP_PATH)
 
     return {"grpc": by_grpc, "http/protobuf": by_http}
+
+
+def _without_values(record: logging.LogRecord) -> bool:
+    """Take out of a log line what it says of the headers to send."""
+    record.args = ("(not shown)",) if record.args else ()
+    return True
 
 
 def _standard(environ: Mapping[str, str], name: str) -> str:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from viq.patches import Patches
 
 _SMALL_PATCHES = 1024
+_PATCH_BYTES, _OTHER_BYTES = 768, 2**16  # of a file: pixels as they are, and what else belongs there
 
 _OF_ALL = (Overloaded, NotReady, DeadlineExceeded)
 
@@ -100,7 +101,7 @@ class Passage:
         engine, flow = self._works.engine, self._flow(method)
         entries = [Entry(flow, n, self._request) for n in counts.values()]
         # To wake a second thread takes longer than to decode a small image on the device's own, while that is free.
-        here = engine.idle and len(entries) == 1 and entries[0].patches <= _SMALL_PATCHES
+        here = engine.idle and len(entries) == 1
         job, asked = engine.job(entries), monotonic()
         for entry, index in zip(entries, counts, strict=True):
             if prepare is None:
@@ -108,7 +109,7 @@ class Passage:
                 engine.queue(entry)
                 continue
             make = partial(prepare, items[index], entry)
-            if here:
+            if here and _small(items[index], entry.patches):
                 entry.make = make
                 engine.queue(entry)
             else:
@@ -147,3 +148,8 @@ class Passage:
         if len(patches.rows) > entry.patches:
             raise InvalidInput(f"image has {len(patches.rows)} patches, its header claims {entry.patches}")
         return patches
+
+
+def _small(image: ImageFile, patches: int) -> bool:
+    """Whether `image` is decoded in no time: also few pixels may stand among megabytes that take long to skip."""
+    return patches <= _SMALL_PATCHES and len(image.data) <= _PATCH_BYTES * patches + _OTHER_BYTES

@@ -5,25 +5,28 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import get_args
 
 from viq.codes import Codes
-from viq_serving.errors import Internal, InvalidInput, TooLarge, ViQError
+from viq_serving.errors import Internal, InvalidInput, NotReady, TooLarge, ViQError
 from viq_serving.images import ImageLimits, claimed_patches, over_limit, probe
 from viq_serving.products import or_error
-from viq_serving.types import ImageFile, ModelInfo
+from viq_serving.types import ImageFile, ModelInfo, Priority
 
 
 class PatchCount:
-    """Counts patches within limits; files whose first bytes do not tell are opened on a thread of its own."""
+    """Counts patches within limits; files whose first bytes do not tell are opened on a thread of their lane."""
 
     def __init__(self, limits: ImageLimits) -> None:
-        self._limits = limits
-        # Beside the pool: to be refused must not wait behind what is decoded there.
-        self._headers = ThreadPoolExecutor(1, thread_name_prefix="viq-headers")
+        self._limits, self._ended = limits, False
+        # Beside the pool: to be refused must not wait behind what is decoded there, nor anybody behind a flood of bulk.
+        self._headers = {lane: ThreadPoolExecutor(1, thread_name_prefix="viq-headers") for lane in get_args(Priority)}
 
     def shutdown(self, *, wait: bool) -> None:
-        """Open no more files."""
-        self._headers.shutdown(wait=wait, cancel_futures=True)
+        """Open no more files; to be called on the event loop."""
+        self._ended = True
+        for thread in self._headers.values():
+            thread.shutdown(wait=wait, cancel_futures=True)
 
     def claimed(self, item: ImageFile | Codes) -> int:
         """Patches of `item` as far as its first bytes tell at once, else 0; never more than may be. Raises nothing."""
@@ -34,13 +37,17 @@ class PatchCount:
         except ViQError:
             return 0
 
-    async def of(self, inputs: Sequence[ImageFile | Codes | ViQError], model: ModelInfo) -> list[int | ViQError]:
-        """Patches of each input, or what is wrong with it."""
+    async def of(
+        self, inputs: Sequence[ImageFile | Codes | ViQError], model: ModelInfo, lane: Priority
+    ) -> list[int | ViQError]:
+        """Patches of each input, or what is wrong with it. Raises `NotReady` for files to open once shut down."""
         counted = [self._easily(one, model) for one in inputs]
         unsure = {i: one for i, one in enumerate(inputs) if counted[i] is None and isinstance(one, ImageFile)}
         if unsure:
+            if self._ended:
+                raise NotReady("the service has stopped")
             opened = await asyncio.get_running_loop().run_in_executor(
-                self._headers, lambda: [or_error(self._probed, one) for one in unsure.values()]
+                self._headers[lane], lambda: [or_error(self._probed, one) for one in unsure.values()]
             )
             for index, patches in zip(unsure, opened, strict=True):
                 counted[index] = patches

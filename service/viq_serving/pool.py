@@ -35,9 +35,13 @@ class Pool:
         self._waiting: dict[Priority, deque[_Work]] = {"interactive": deque(), "bulk": deque()}
         self._bulk, self._most_bulk, self._lock = 0, threads - 1, Lock()
         self._before_bulk = 0  # taken while bulk waits and has no thread
+        self._ended = False
 
     def submit(self, lane: Priority, work: Callable[[], object]) -> None:
-        """Run `work` on a thread, which must raise nothing, after what waits in its lane and in a better one."""
+        """Run `work` on a thread, which must raise nothing, after what waits in its lane and in a better one.
+
+        Raises `NotReady` once the pool is shut down.
+        """
         self._put(lane, (work, None))
 
     async def run(self, lane: Priority, work: Callable[[], T]) -> T:
@@ -49,6 +53,7 @@ class Pool:
     def shutdown(self, *, wait: bool) -> None:
         """Take no more work and forget what waits, whose askers hear so; `wait` for what runs."""
         with self._lock:
+            self._ended = True
             left = [done for waiting in self._waiting.values() for _, done in waiting if done is not None]
             for waiting in self._waiting.values():
                 waiting.clear()
@@ -59,8 +64,10 @@ class Pool:
 
     def _put(self, lane: Priority, work: _Work) -> None:
         with self._lock:
+            if self._ended:
+                raise NotReady("the service has stopped")
             self._waiting[lane].append(work)
-        self._executor.submit(self._next)
+            self._executor.submit(self._next)
 
     def _next(self) -> None:
         """All that there is to do now. More calls than work there may be, but never work without a call."""

@@ -139,7 +139,7 @@ class Tokenizer:
 
     async def _encode(self, images: Sequence[ImageFile | ViQError], model: ModelInfo, terms: Terms) -> Results[Codes]:
         async with within(terms):
-            way, patches = Passage(self._works, model, terms), await self._count.of(images, model)
+            way, patches = Passage(self._works, model, terms), await self._count.of(images, model, terms.priority)
             async with way.admitted({"encode": patches}):
                 return way.results("encode", await way.encoded(images, patches))
 
@@ -154,7 +154,7 @@ class Tokenizer:
         """Features of image files or codes, one item each."""
         self._check(inputs, model, any_fingerprint)
         async with within(terms):
-            way, patches = Passage(self._works, model, terms), await self._count.of(inputs, model)
+            way, patches = Passage(self._works, model, terms), await self._count.of(inputs, model, terms.priority)
             images = [n for n, one in zip(patches, inputs, strict=True) if isinstance(one, ImageFile)]
             async with way.admitted({"encode": images, "embed": patches}):
                 codes = await way.encoded(inputs, patches)
@@ -173,7 +173,7 @@ class Tokenizer:
         """Pictures of codes, one item each."""
         self._check(inputs, model, any_fingerprint)
         async with within(terms):
-            way, patches = Passage(self._works, model, terms), await self._count.of(inputs, model)
+            way, patches = Passage(self._works, model, terms), await self._count.of(inputs, model, terms.priority)
             async with way.admitted({"decode": patches}):
                 pixels = await way.computed("decode", inputs, patches)
                 return way.results("decode", await way.finished(partial(picture_of, format), pixels))

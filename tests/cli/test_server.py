@@ -49,7 +49,8 @@ def test_the_command_writes_the_same_files_with_a_server_as_without(
         assert sorted(path.name for path in folder.iterdir()) == names
     for name in names:
         if name.endswith(".png"):  # threads move a value by a bit, and rounding makes that one
-            np.testing.assert_allclose(*(np.asarray(Image.open(folder / name)) for folder in (here, there)), atol=1)
+            ours, theirs = (np.asarray(Image.open(folder / name)) for folder in (here, there))
+            np.testing.assert_allclose(ours, theirs, atol=1)
         else:
             assert (here / name).read_bytes() == (there / name).read_bytes()
 

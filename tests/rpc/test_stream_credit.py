@@ -18,6 +18,8 @@ from viq_serving.rpc.credit import Credit, Weight
 if TYPE_CHECKING:
     from tests.rpc.conftest import Door, Stuck, Talk
 
+    from viq_serving.tokenizer import Tokenizer
+
 MakeImage = Callable[..., bytes]
 Open = Callable[..., AbstractContextManager["Door"]]
 Begin = Callable[..., "Talk"]
@@ -160,4 +162,26 @@ def test_when_the_bytes_of_all_requests_are_held_a_stream_waits_and_is_not_refus
         assert bodies.held_now == bodies.limit
         door.inside(bodies.give, bodies.limit)
         assert len(stream.rest()) == 5
+        assert bodies.held_now == 0
+
+
+def test_streams_leave_a_part_of_the_bytes_of_all_requests_to_those_that_do_not_wait(
+    open_door: Open, talk: Begin, make_image: MakeImage, stuck: Stuck
+) -> None:
+    image = make_image()
+    each = items(image, 10)[0].ByteSize()
+
+    def change(tokenizer: Tokenizer) -> None:
+        tokenizer.bodies.resize(12 * each)
+        stuck.into(tokenizer)
+
+    with open_door(change=change) as door:
+        bodies = door.tokenizer.bodies
+        streams = [talk(door, "Encode").send(*items(image, *range(10, 30))).end() for _ in range(2)]
+        door.until(lambda: stuck.begun == 9)
+        features = door.viq.Embed(pb.EmbedRequest(items=items(image, "one"))).results[0].features
+        assert features.n == 6
+        assert (stuck.begun, bodies.held_now) == (9, 9 * each)
+        door.inside(stuck.let_go.set)
+        assert [len(stream.rest()) for stream in streams] == [20, 20]
         assert bodies.held_now == 0

@@ -110,3 +110,20 @@ def test_a_patient_holder_gives_back_also_when_it_fails() -> None:
         assert room.held_now == 0
 
     asyncio.run(live())
+
+
+def test_each_of_very_many_who_wait_is_let_in_without_looking_at_all_the_others() -> None:
+    """As a flood of items does; if each looked at the rest, this would take minutes."""
+
+    async def live() -> None:
+        room, many = Allowance(100, "spoons"), 30_000
+
+        async def take() -> None:
+            async with room.patient(1):
+                await asyncio.sleep(0)
+
+        async with asyncio.timeout(60):
+            await asyncio.gather(*(take() for _ in range(many)))
+        assert room.held_now == 0
+
+    asyncio.run(live())

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from time import monotonic
 
 import pytest
 from tests.service.caching import BULK, INTERACTIVE, PATIENT, TOOK, A, B, C, Cached, begun, codes_of, live
 
+from viq_serving.allowance import Allowance
 from viq_serving.errors import DeadlineExceeded, Internal, InvalidInput, NotReady, Overloaded, ViQError
-from viq_serving.types import ImageFile, Terms
+from viq_serving.types import Caller, ImageFile, Terms
 
 
 def test_images_that_come_at_the_same_time_are_computed_once() -> None:
@@ -153,6 +155,25 @@ def test_nobody_waits_for_what_may_take_longer_than_to_compute_alone(
         assert [(await request).items[0] for request in requests] == [codes_of(A)] * 2
 
     live(story)
+
+
+@pytest.mark.parametrize(
+    ("patient", "limited", "waits"), [(True, True, False), (True, False, True), (False, True, True)]
+)
+def test_where_callers_share_nobody_waits_for_the_room_that_another_s_limit_leaves(
+    patient: bool, limited: bool, waits: bool
+) -> None:
+    async def story(cached: Cached) -> None:
+        cached.hold()
+        narrow = Caller("narrow", patches=Allowance(1, "patches of this key") if limited else None)
+        first, then = (replace(BULK, patient=patient, caller=caller) for caller in (narrow, Caller("wide")))
+        requests = [cached.ask(A, terms=terms) for terms in (first, then, then, first)]
+        await begun(*requests)
+        assert cached.asked == [[A]] * (1 if waits else 2)
+        cached.free()
+        assert [list((await request).items) for request in requests] == [[codes_of(A)]] * 4
+
+    live(story, shared=True)
 
 
 def test_who_comes_later_waits_for_the_better_lane() -> None:

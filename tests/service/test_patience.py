@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import zlib
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from time import monotonic
@@ -18,7 +19,7 @@ from viq.patches import Patches
 from viq_serving.allowance import Allowance
 from viq_serving.engine.engine import EngineLimits
 from viq_serving.errors import DeadlineExceeded, InvalidInput, NotReady, Overloaded, TooLarge
-from viq_serving.images import ImageLimits, encode_picture
+from viq_serving.images import ImageHeader, ImageLimits, decode, encode_picture, probe
 from viq_serving.metrics import Metrics
 from viq_serving.tokenizer import Tokenizer
 from viq_serving.types import Caller, ImageFile, Results, Terms
@@ -233,3 +234,60 @@ def test_a_cache_is_asked_after_what_refuses_a_whole_request(ask: Ask) -> None:
         assert cache.asked == 1
 
     ask(question)
+
+
+def test_headers_of_bulk_that_take_long_to_read_keep_no_interactive_request_waiting(
+    ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow, quick = (ImageFile(encode_picture(np.zeros((32, side, 3), np.uint8), "webp")) for side in (48, 16))
+    entered, gate = threading.Event(), threading.Event()
+
+    def read(data: bytes, *arguments: Any, **options: Any) -> ImageHeader:
+        if data == slow.data:
+            entered.set()
+            assert gate.wait(60)
+        return probe(data, *arguments, **options)
+
+    monkeypatch.setattr("viq_serving.patch_count.probe", read)
+
+    async def question(tokenizer: Tokenizer, held: Held) -> None:
+        bulk = encode(tokenizer, BULK, slow)
+        try:
+            assert await asyncio.to_thread(entered.wait, 60)
+            await asyncio.wait_for(encode(tokenizer, Terms(), quick), 30)
+            assert not bulk.done()
+        finally:
+            gate.set()
+        await bulk
+
+    ask(question)
+
+
+def test_who_is_on_the_way_when_all_ends_is_told_so_before_a_header_is_read(ask: Ask) -> None:
+    async def question(tokenizer: Tokenizer, held: Held) -> None:
+        webp, model = ImageFile(encode_picture(np.zeros((32, 32, 3), np.uint8), "webp")), tokenizer.model()
+        tokenizer.close()
+        with pytest.raises(NotReady):
+            await tokenizer._encode([webp], model, Terms())
+
+    ask(question)
+
+
+def test_only_a_small_file_is_decoded_on_the_thread_of_the_device(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = list[str]()
+
+    def noted(*arguments: Any, **options: Any) -> Any:
+        threads.append(threading.current_thread().name)
+        return decode(*arguments, **options)
+
+    monkeypatch.setattr("viq_serving.passage.decode", noted)
+    head = image().data[:33]  # up to the end of IHDR
+    empty = b"\0\0\0\0aaAa" + zlib.crc32(b"aaAa").to_bytes(4)
+    padded = ImageFile(head + empty * 10_000 + image().data[33:])
+
+    async def question(tokenizer: Tokenizer, held: Held) -> None:
+        small, large = [(await encode(tokenizer, Terms(), file)).items for file in (image(), padded)]
+        assert small == large
+
+    ask(question)
+    assert [name.partition("_")[0] for name in threads] == ["viq-device", "viq-images"]

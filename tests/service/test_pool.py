@@ -137,6 +137,9 @@ def test_who_waits_when_all_ends_is_told_so(pool: Pool) -> None:
         for task in waits:
             with pytest.raises(NotReady):
                 await task
+        for lane in ("interactive", "bulk"):
+            with pytest.raises(NotReady):
+                await pool.run(lane, lambda: None)
         busy.let_go()
 
     asyncio.run(live())

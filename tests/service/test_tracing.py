@@ -146,6 +146,17 @@ def test_a_standard_variable_that_cannot_be_used_is_a_setting_that_cannot(
         traces_of(Settings.load(), "1", {OTLP + "ENDPOINT": "http://b", name: value})
 
 
+def test_headers_that_cannot_be_read_are_not_shown(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv(OTLP + "HEADERS", "Authorization: Bearer opensesame")
+    made = traces_of(Settings.load({"otlp_endpoint": "http://127.0.0.1:9"}), "1", {})
+    assert made is not None
+    asyncio.run(made.close(60))
+    assert "Header format invalid" in caplog.text
+    assert "opensesame" not in caplog.text
+
+
 @pytest.mark.parametrize("url", ["localhost:4317", "ftp://a", "http://user:word@a", "http://", "http://a b"])
 def test_what_is_no_url_fails(url: str) -> None:
     with pytest.raises(SettingsError, match="otlp_endpoint"):

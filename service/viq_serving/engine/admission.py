@@ -137,8 +137,8 @@ class Admission:
         if not patches:  # nothing to compute: what is wrong with its items is to be heard, however full it is
             return
         # Who waits in line goes first: small requests would else take all room before it is enough for a large one.
-        ahead = self._lines[demand.lane].head()
-        surplus = self._surplus(demand) + (0 if ahead is None else ahead.patches)
+        first = self._lines[demand.lane].head()
+        surplus = self._surplus(demand) + (0 if first is None else first.patches)
         wait_s = max(map(self.wait_s, costs), default=0.0)
         if surplus > 0:
             all_s = sum(self._expected_s(flow, cost) for flow, cost in self._costs.items())

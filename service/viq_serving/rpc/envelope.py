@@ -44,6 +44,7 @@ _COUNTED |= {f"{_NATIVE}{method.capitalize()}Stream": method for method in ("enc
 _COUNTED[_OIP + "ModelInfer"] = "unknown"  # until it is known which
 
 _WATCHES = 1024
+_OF_STREAMS = 0.75  # of the bytes of all requests: streams wait for room, the others are refused where there is none
 _PARTING_S = 1.0  # for a watch to say what it has to once the service stops
 
 
@@ -62,6 +63,7 @@ class Envelope(ServerInterceptor):
         self._requests = Allowance(settings.grpc_max_concurrent_requests, "gRPC requests")
         self._watches = Allowance(_WATCHES, "gRPC streams")
         self._streams = Allowance(settings.stream_max_open, "gRPC streams of items")
+        self._share = Allowance(max(1, int(_OF_STREAMS * tokenizer.bodies.limit)), "bytes of items of streams")
         self._headers = ThreadPoolExecutor(1, thread_name_prefix="viq-stream-headers")
         self._handlers: dict[str, Handler] = {}
         self._partings: set[asyncio.Timeout] = set()
@@ -139,7 +141,7 @@ class Envelope(ServerInterceptor):
                     held.enter_context(self._streams.held(1))
                     caller = self._admit(path, metadata, exchange, held)
                     call = Call.of(exchange, context, metadata, caller, stream=True)
-                    about = self._tokenizer, self._settings, tally, self._headers
+                    about = self._tokenizer, self._settings, tally, self._headers, self._share
                     stream = Stream(call, self._messages, parse, *about)
                     held.callback(stream.close)
                     self._open.add(stream)

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 from viq.codes import Codes
+from viq_serving.allowance import Allowance
 from viq_serving.errors import Internal, Malformed, NotReady, TooLarge, ViQError
 from viq_serving.images import ImageLimits, probe
 from viq_serving.pb import viq_pb2 as pb
@@ -61,9 +62,12 @@ class Stream:
         settings: Settings,
         tally: Tally,
         headers: Executor,
+        share: Allowance,
     ) -> None:
+        """`share` is what all streams together may hold of the bytes of all requests."""
         self.call, self._messages, self._parse = call, messages, parse
         self._tokenizer, self._settings, self._tally, self._headers = tokenizer, settings, tally, headers
+        self._share = share
         limits = settings.stream_max_bytes, settings.stream_max_patches, settings.stream_max_items
         self._credit = Credit(Weight(*limits))
         self._parting: str | None = None
@@ -156,10 +160,22 @@ class Stream:
         if isinstance(content, ViQError):
             self._answer(item, content, outbox)
             return
-        bodies = self._tokenizer.bodies
-        await bodies.wait(size)
+        await self._hold(size)
         task = items.create_task(self._compute(item, content, work, outbox))
-        task.add_done_callback(lambda _: bodies.give(size))  # also of one that is cancelled before it begins
+        task.add_done_callback(lambda _: self._let_go(size))  # also of one that is cancelled before it begins
+
+    async def _hold(self, size: int) -> None:
+        """Hold so many bytes once there is room for them, first among those of streams."""
+        await self._share.wait(size)
+        try:
+            await self._tokenizer.bodies.wait(size)
+        except asyncio.CancelledError:
+            self._share.give(size)
+            raise
+
+    def _let_go(self, size: int) -> None:
+        self._tokenizer.bodies.give(size)
+        self._share.give(size)
 
     async def _compute(self, item: Item, content: Content, work: Work, outbox: Outbox) -> None:
         try:
