@@ -1,4 +1,6 @@
-"""JPEG and WebP at the number of bytes that a picture's codes take: the best that can be had of each."""
+"""JPEG and WebP at the number of bytes that a picture's codes take: the best of four scales, each at the highest
+quality that fits.
+"""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ class Crops:
             groups.setdefault(path.stem.rpartition("-")[0], []).append(_read(path))
         self._photographs = list(groups.values())
         if not self._documents or not self._photographs:
-            raise FileNotFoundError(f"{folder}: no prepared pictures; run the data step first")
+            raise FileNotFoundError(f"{folder}: no prepared pictures; run the data step first (make nano-data)")
 
     def batch(self, seed: Sequence[int], patches: int) -> Batch:
         """Crops of about `patches` patches together, the same ones for the same seed."""

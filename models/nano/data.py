@@ -30,7 +30,7 @@ def prepare(folder: Path, documents: int = _DOCUMENTS) -> None:
     for source in tqdm(read_sources(), desc="photographs"):
         try:
             _photograph(source, packages, folder)
-        except Unavailable as error:
+        except (Unavailable, FileNotFoundError) as error:  # the latter: another version of a package may lack a file
             missing[source.name] = str(error)
     fonts = {use: _fonts(packages, use, missing) for use in (TRAINING, HELD_OUT)}
     for seed in tqdm(range(documents), desc="documents"):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -165,7 +166,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("models/nano/results"))
     arguments = parser.parse_args()
     model = ViQ.from_pretrained(arguments.weights, "nano", device="cpu", dtype="float32")
-    report = evaluate(model, arguments.data, arguments.out)
+    try:
+        report = evaluate(model, arguments.data, arguments.out)
+    except FileNotFoundError as error:
+        sys.exit(str(error))
     print(json.dumps(report["mean"], indent=1))
 
 

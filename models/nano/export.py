@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -62,18 +63,27 @@ def training_state(network: Network) -> dict[str, Tensor]:
 
 
 def package(network: Network, heads: int, out: Path) -> int:
-    """Write `out/converted_nano` of a network; returns its bytes. Raises `ValueError` beyond `LIMIT`."""
+    """Write `out/converted_nano` of a network; returns its bytes. Raises `ValueError` beyond `LIMIT`.
+
+    What was there before is replaced only when all is made and small enough.
+    """
     out.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=out) as scratch:
         tower = Path(scratch) / "vision_tower.pth"
         torch.save(training_state(network), tower)
         whole = convert(tower, SIZE, Path(scratch), num_heads=heads, file_format="safetensors", verify=True)
-        return _halve(whole, out / f"converted_{SIZE}")
+        halved = Path(scratch) / "packaged"
+        size = _halve(whole, halved)
+        target = out / f"converted_{SIZE}"
+        target.mkdir(exist_ok=True)
+        for path in sorted(halved.iterdir()):
+            path.replace(target / path.name)
+        return size
 
 
 def _halve(whole: Path, target: Path) -> int:
     """A converted folder's tensors that inference reads, in float16."""
-    target.mkdir(exist_ok=True)
+    target.mkdir()
     unused = {encoder_stem(SIZE): ENCODER_UNUSED, "index_drawer": DECODER_UNUSED}
     for path in sorted(whole.glob("*.safetensors")):
         tensors = open_tensors(path)
@@ -87,7 +97,7 @@ def _halve(whole: Path, target: Path) -> int:
     write_manifest(target, manifest)
     size = sum(path.stat().st_size for path in target.iterdir())
     if size > LIMIT:
-        raise ValueError(f"{target}: {size} bytes, at most {LIMIT} may be packaged")
+        raise ValueError(f"{size} bytes, at most {LIMIT} may be packaged")
     return size
 
 
@@ -122,7 +132,10 @@ def main() -> None:
     parser.add_argument("--run", type=Path, default=Path("build/nano/run"))
     parser.add_argument("--out", type=Path, default=Path("build/nano/weights"), help="weights root to write")
     arguments = parser.parse_args()
-    network, options, steps = averaged_of(arguments.run / "state.pt")
+    state = arguments.run / "state.pt"
+    if not state.exists():
+        sys.exit(f"{state}: no such run; train first (make nano-train)")
+    network, options, steps = averaged_of(state)
     size = package(network, options.heads, arguments.out)
     print(f"{arguments.out / f'converted_{SIZE}'}: {size} bytes, after {steps} steps")
 

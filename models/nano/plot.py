@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -13,7 +14,7 @@ _WIDTH, _HEIGHT, _MARGIN = 900, 480, 50
 
 def plot_losses(log: Path, out: Path) -> None:
     """PSNR of the training crops (blue) and of the watched held-out pictures (orange) against minutes."""
-    rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    rows = _rows(log)
     steps = [(row["seconds"] / 60, row["psnr"]) for row in rows if "psnr" in row]
     watched = [row for row in rows if "held_out" in row]
     scores = [(row["seconds"] / 60, float(np.mean(list(row["held_out"].values())))) for row in watched]
@@ -38,6 +39,20 @@ def plot_losses(log: Path, out: Path) -> None:
         px, py = place(x, y)
         pen.ellipse((px - 3, py - 3, px + 3, py + 3), fill=(230, 130, 30))
     image.save(out)
+
+
+def _rows(log: Path) -> list[dict[str, Any]]:
+    """The log's rows without lines that a crash cut short; of steps that a resumed run took again, the later ones."""
+    rows: list[dict[str, Any]] = []
+    for line in log.read_text(encoding="utf-8").splitlines():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        while rows and rows[-1]["seconds"] > row["seconds"]:
+            rows.pop()
+        rows.append(row)
+    return rows
 
 
 def _smooth(points: list[tuple[float, float]], share: float = 0.9) -> list[tuple[float, float]]:

@@ -18,9 +18,15 @@ Pixels = npt.NDArray[np.uint8]
 
 
 def held_out(data: Path, names: Collection[str] | None = None, longest: int | None = None) -> dict[str, Pixels]:
-    """Prepared held-out pictures by name: all, or `names`; shrunk to `longest` if that is given."""
+    """Prepared held-out pictures by name: all, or `names`; shrunk to `longest` if that is given.
+
+    Raises `FileNotFoundError` if there are none to choose from.
+    """
     found = {}
-    for path in sorted((data / "held-out").glob("*.png")):
+    paths = sorted((data / "held-out").glob("*.png"))
+    if not paths:
+        raise FileNotFoundError(f"{data / 'held-out'}: no prepared pictures; run the data step first (make nano-data)")
+    for path in paths:
         if names is None or path.stem in names:
             with Image.open(path) as image:
                 rgb = image.convert("RGB")

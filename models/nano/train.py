@@ -93,6 +93,8 @@ def main() -> None:
     arguments = parser.parse_args()
     options = Options(**{field.name: getattr(arguments, field.name) for field in fields(Options)})
     processes = arguments.processes or (os.cpu_count() or 1 if arguments.device == "cpu" else 1)
+    if not any((arguments.data / "train").glob("*.png")):  # said once, before there are processes
+        sys.exit(f"{arguments.data / 'train'}: no prepared pictures; run the data step first (make nano-data)")
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "meeting").unlink(missing_ok=True)
     rest = (processes, options, arguments.data, arguments.out, arguments.device, arguments.start)

@@ -72,9 +72,13 @@ def test_an_incomplete_network_is_not_packaged(
 
 
 def test_files_beyond_the_limit_are_refused(network: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "converted_nano"
+    folder.mkdir()
+    (folder / "viq.json").write_text("as it was")
     monkeypatch.setattr(nano.export, "LIMIT", 1000)
     with pytest.raises(ValueError, match="at most 1000"):
         package(network, HEADS, tmp_path)
+    assert [path.read_text() for path in tmp_path.rglob("*.*")] == ["as it was"]
 
 
 def test_names_are_those_of_a_released_training_checkpoint(network: Network) -> None:

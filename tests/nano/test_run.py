@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import Tensor
 from nano.crops import Batch, Crops
 from nano.losses import reconstruction
 from nano.network import LEVELS, proximal, quantised, trained_parameters
+from nano.plot import _rows, plot_losses
 from nano.run import Options, Run, averaged_of
 from nano.workers import Workers
 from viq.fsq import codebook, quantise
@@ -99,3 +101,12 @@ def test_a_state_of_another_architecture_is_refused(crops: Crops, tmp_path: Path
     network, options, step = averaged_of(tmp_path / "state.pt")
     assert (options, step) == (TINY, 0)
     assert not any(p.requires_grad for p in network.parameters())
+
+
+def test_a_log_with_a_torn_line_and_steps_taken_twice_is_plotted_without_them(tmp_path: Path) -> None:
+    rows = [{"seconds": float(s), "psnr": 10.0 + s} for s in (1, 2, 3)] + [{"seconds": 2.5, "psnr": 20.0}]
+    lines = [json.dumps(row) for row in rows]
+    (tmp_path / "loss.jsonl").write_text("\n".join([*lines[:3], lines[2][:9] + lines[0], lines[3]]) + "\n")
+    assert [row["seconds"] for row in _rows(tmp_path / "loss.jsonl")] == [1, 2, 2.5]
+    plot_losses(tmp_path / "loss.jsonl", tmp_path / "loss.png")
+    assert (tmp_path / "loss.png").stat().st_size
