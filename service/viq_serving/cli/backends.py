@@ -19,6 +19,7 @@ from viq_serving.cli.failures import Unusable, UsageError, require
 from viq_serving.cli.options import weights_root
 from viq_serving.cli.progress import Progress
 from viq_serving.images import ImageLimits, decode
+from viq_serving.openmp import spin_briefly
 
 if TYPE_CHECKING:
     from viq.model import ViQ
@@ -117,6 +118,7 @@ def backend(options: argparse.Namespace, parts: Collection[str]) -> Iterator[Bac
 def load(options: argparse.Namespace, parts: Collection[str]) -> ViQ:
     """The model that `options` name; raises `Unusable` with the reason, `UsageError` for an impossible device."""
     require("torch", "safetensors")
+    spin_briefly()
     with Progress("loading"):
         from viq.model import ViQ
 
