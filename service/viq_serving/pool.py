@@ -30,10 +30,10 @@ class Pool:
     """As many threads as the machine has processors, at least two, with a queue for each lane."""
 
     def __init__(self) -> None:
-        threads = max(2, os.cpu_count() or 1)
-        self._executor = ThreadPoolExecutor(threads, thread_name_prefix="viq-images")
+        self._threads = max(2, os.cpu_count() or 1)
+        self._executor = ThreadPoolExecutor(self._threads, thread_name_prefix="viq-images")
         self._waiting: dict[Priority, deque[_Work]] = {"interactive": deque(), "bulk": deque()}
-        self._bulk, self._most_bulk, self._lock = 0, threads - 1, Lock()
+        self._running, self._bulk, self._most_bulk, self._lock = 0, 0, self._threads - 1, Lock()
         self._before_bulk = 0  # taken while bulk waits and has no thread
         self._ended = False
 
@@ -67,10 +67,13 @@ class Pool:
             if self._ended:
                 raise NotReady("the service has stopped")
             self._waiting[lane].append(work)
-            self._executor.submit(self._next)
+            # To call a thread costs more than all else here; one that works looks again before it stops.
+            if self._running < self._threads and (lane == "interactive" or self._bulk < self._most_bulk):
+                self._executor.submit(self._next)
+                self._running += 1
 
     def _next(self) -> None:
-        """All that there is to do now. More calls than work there may be, but never work without a call."""
+        """All that there is to do now. Whatever waits, a thread is called or works that will look for it."""
         while (taken := self._take()) is not None:
             lane, (work, _) = taken
             try:
@@ -89,6 +92,7 @@ class Pool:
             if self._waiting["bulk"] and self._bulk < self._most_bulk:
                 self._bulk, self._before_bulk = self._bulk + 1, 0
                 return "bulk", self._waiting["bulk"].popleft()
+            self._running -= 1
             return None
 
 

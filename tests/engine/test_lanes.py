@@ -204,6 +204,16 @@ def test_a_batch_of_bulk_alone_behind_another_is_half_as_large() -> None:
     assert batch_of(one, ahead=True).cost == 100
 
 
+def test_batches_of_bulk_are_half_as_large_while_people_ask_now_and_then() -> None:
+    lanes = scheduler()
+    put(lanes, (entry(10, BULK) for _ in range(50)))
+    assert batch_of(lanes, 0.0).cost == 100
+    put(lanes, [entry(10)], 5.0)
+    assert batch_of(lanes, 5.0).flow.lane == "interactive"
+    assert batch_of(lanes, 5.5).cost == 50
+    assert batch_of(lanes, 9.0).cost == 100
+
+
 def test_patient_work_is_never_too_old() -> None:
     one = scheduler(max_age_s=4.0)
     patient, other = entry(10, BULK, patient=True), entry(10, BULK)

@@ -15,6 +15,7 @@ from viq_serving.engine.work import Batch, Entry, Flow, Kind
 from viq_serving.types import Priority
 
 _LOOK_AHEAD = 256  # entries looked at beyond the oldest for what still fits
+_LATELY_S = 2.0  # how long somebody who asked is expected to ask again
 
 
 class Scheduler:
@@ -26,6 +27,7 @@ class Scheduler:
         self._waiting: dict[Flow, deque[Entry]] = {}
         self._paces: dict[Kind, Pace] = {}
         self.entries = self.patches = 0
+        self._asked = -math.inf  # when somebody last did who waits for the answer
 
     def put(self, entry: Entry, now: float) -> None:
         """Let `entry` wait."""
@@ -33,6 +35,8 @@ class Scheduler:
         if not self.lanes.waiting(entry.flow):
             waiting.clear()
         entry.queued, entry.waits = now, True
+        if entry.flow.lane == "interactive":
+            self._asked = now
         waiting.append(entry)
         self.lanes.join(entry.flow, now)
         self.entries += 1
@@ -58,8 +62,10 @@ class Scheduler:
             if choice.cost:  # whoever waits for an answer waits at most twice as long for the company
                 choice.fill(flow._replace(lane="bulk"), choice.cost)
         else:
-            # Two batches of bulk alone, one behind the other, would be two that an interactive one has to wait for.
-            choice.room = self.batch_cost // 2 if ahead else self.batch_cost
+            # Two batches of bulk alone, one behind the other, would be two that an interactive one has to wait for;
+            # and while people ask now and then, the one that runs when they do is to be over soon.
+            between = now - self._asked < _LATELY_S and not self.waiting("interactive")
+            choice.room = self.batch_cost // 2 if ahead or between else self.batch_cost
             choice.fill(flow, 0)
             interactive = flow._replace(lane="interactive")
             choice.fill(interactive, int(choice.room * self.rules.share("interactive")))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 
@@ -27,21 +28,30 @@ class Credit:
 
     async def room(self) -> None:
         """Return when at least something could be taken."""
-        await self._until(lambda: all(held < most for held, most in zip(self.held, self.most, strict=True)))
+        await self._until(self._some)
 
     async def take(self, weight: Weight) -> None:
         """Hold `weight`, as soon as it fits."""
-        await self._until(lambda: self._fits(weight))
-        self.held = Weight(*(held + more for held, more in zip(self.held, weight, strict=True)))
+        await self._until(partial(self._fits, weight))
+        held = self.held
+        self.held = Weight(held.bytes + weight.bytes, held.patches + weight.patches, held.items + weight.items)
 
     def give(self, weight: Weight) -> None:
         """Give `weight` back."""
-        self.held = Weight(*(held - less for held, less in zip(self.held, weight, strict=True)))
+        held = self.held
+        self.held = Weight(held.bytes - weight.bytes, held.patches - weight.patches, held.items - weight.items)
         self._given.set()
 
+    def _some(self) -> bool:
+        held, most = self.held, self.most
+        return held.bytes < most.bytes and held.patches < most.patches and held.items < most.items
+
     def _fits(self, weight: Weight) -> bool:
-        return not self.held.items or all(
-            held + more <= most for held, more, most in zip(self.held, weight, self.most, strict=True)
+        held, most = self.held, self.most
+        return not held.items or (
+            held.bytes + weight.bytes <= most.bytes
+            and held.patches + weight.patches <= most.patches
+            and held.items + weight.items <= most.items
         )
 
     async def _until(self, condition: Callable[[], bool]) -> None:
