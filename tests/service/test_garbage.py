@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -26,6 +26,12 @@ def old_garbage() -> weakref.ref[Cycle]:
     return weakref.ref(cycle)
 
 
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(60):
+        while not condition():  # noqa: ASYNC110  # the collector tells nobody
+            await asyncio.sleep(0)
+
+
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(garbage, "_LOOK_EVERY_S", 0.001)
@@ -44,16 +50,12 @@ def test_old_garbage_is_collected_once_nobody_waits() -> None:
             return not waiting
 
         collecting = asyncio.create_task(garbage.collect(idle))
-        while gc.get_threshold()[2] != garbage._NEVER:
-            await asyncio.sleep(0)
+        await until(lambda: gc.get_threshold()[2] == garbage._NEVER)
         left = old_garbage()
-        while looks < 3:
-            await asyncio.sleep(0)
+        await until(lambda: looks >= 3)
         assert left() is not None
         waiting = False
-        async with asyncio.timeout(60):
-            while left() is not None:
-                await asyncio.sleep(0)
+        await until(lambda: left() is None)
         collecting.cancel()
         await asyncio.wait([collecting])
 
@@ -65,12 +67,9 @@ def test_old_garbage_is_collected_in_the_end_though_somebody_always_waits(monkey
 
     async def run() -> None:
         collecting = asyncio.create_task(garbage.collect(lambda: False))
-        while gc.get_threshold()[2] != garbage._NEVER:
-            await asyncio.sleep(0)
+        await until(lambda: gc.get_threshold()[2] == garbage._NEVER)
         left = old_garbage()
-        async with asyncio.timeout(60):
-            while left() is not None:
-                await asyncio.sleep(0)
+        await until(lambda: left() is None)
         collecting.cancel()
         await asyncio.wait([collecting])
 

@@ -28,6 +28,10 @@ class Crew:
         """Whether a thread is left over that nothing but the end of the process ends."""
         return any(worker.alive() for worker in self.workers if worker not in self._begun)
 
+    def busy(self) -> int:
+        """How many have begun something."""
+        return sum(map(bool, self._begun.values()))
+
     def begin(self, worker: Worker, batch: Batch) -> None:
         """`worker` has taken `batch`."""
         self._begun[worker].append(batch)

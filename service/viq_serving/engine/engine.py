@@ -174,6 +174,11 @@ class Engine:
                 entry.queued = monotonic()  # what came before was preprocessing
         return batch
 
+    def busy(self) -> int:
+        """How many workers compute something."""
+        with self._changed:
+            return self._crew.busy()
+
     def answer(self, answers: Answers) -> None:
         """Entries that are done with."""
         with self._changed:

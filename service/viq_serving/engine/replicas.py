@@ -19,9 +19,18 @@ Replica = Mapping[str, "ViQ"]
 """The models of one device, by size."""
 
 
+_MOST = 4
+"""Replicas on a CPU unless set: some work on while others exchange work with the event loop, all under one lock."""
+
+
+def replicas_on(device: str) -> int:
+    """How many batches `device` computes at a time, unless set: operations are small."""
+    return min(_MOST, torch.get_num_threads()) if device.startswith("cpu") else 1
+
+
 @dataclass(frozen=True)
 class Loaded:
-    """Replicas that are warm, the threads that each has on a CPU, and cost and seconds of the work that warmed them."""
+    """Replicas that are warm, the threads they share on a CPU, and cost and seconds of the work that warmed them."""
 
     replicas: Sequence[Replica]
     threads: int
@@ -36,11 +45,8 @@ def loaded(load: Callable[[], Sequence[ViQ]]) -> Loaded:
     """
     replicas = _replicas(load())
     _check_alike(replicas)
-    beside = sum(next(iter(replica.values())).device.startswith("cpu") for replica in replicas)
-    threads = max(1, torch.get_num_threads() // max(1, beside))
-    torch.set_num_threads(threads)
     distinct = {id(model): model for replica in replicas for model in replica.values()}
-    return Loaded(replicas, threads, warmed_up(list(distinct.values())))
+    return Loaded(replicas, torch.get_num_threads(), warmed_up(list(distinct.values())))
 
 
 def _replicas(models: Sequence[ViQ]) -> list[Replica]:

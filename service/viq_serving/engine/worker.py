@@ -51,6 +51,9 @@ class Desk(Protocol):
     def take(self, worker: Worker, *, wait: bool) -> Batch | None:
         """The next batch; None if there is none, or, having waited, if there will never be one."""
 
+    def busy(self) -> int:
+        """How many workers compute something."""
+
     def answer(self, answers: Sequence[tuple[Entry, Answer]]) -> None:
         """Entries that are done with."""
 
@@ -83,6 +86,7 @@ class Worker:
     """The thread of one device, and the models that are computed on it, by size."""
 
     def __init__(self, desk: Desk, models: Mapping[str, ViQ], threads: int) -> None:
+        """`threads` are those of the processor for all workers on it."""
         self.models, self.device = models, next(iter(models.values())).device
         self.busy_since: float | None = None
         self._desk, self._threads = desk, threads
@@ -200,7 +204,8 @@ class Worker:
     def _forward(self, entries: Sequence[Entry]) -> Launched[Any]:
         method, size = entries[0].flow.kind
         small = sum(entry.cost for entry in entries) <= _ONE_THREAD_COST
-        torch.set_num_threads(1 if small else self._threads)
+        # Replicas on a CPU share its processors; one that is alone has them all.
+        torch.set_num_threads(1 if small else max(1, self._threads // max(1, self._desk.busy())))
         model, work = self.models[size], [entry.work for entry in entries]
         launch: Callable[[Sequence[Any]], Launched[Any]] = getattr(model, f"launch_{method}")
         return launch(work)
