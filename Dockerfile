@@ -19,8 +19,8 @@ RUN python3 -m venv --without-pip /opt/viq && python3 -m venv /opt/build
 # What the project needs, pinned by the lock and wheels only, in a layer that changes with these two files alone.
 COPY pyproject.toml requirements.lock ./
 COPY deploy/image/wanted.py /opt/build/
-RUN grep -iE '^pip==' requirements.lock > /opt/build/pip.txt \
-    && /opt/build/bin/python -m pip install --no-cache-dir --requirement /opt/build/pip.txt \
+RUN grep -iE '^(pip|hatchling)==' requirements.lock > /opt/build/tools.txt \
+    && /opt/build/bin/python -m pip install --no-cache-dir --constraint requirements.lock --requirement /opt/build/tools.txt \
     && /opt/build/bin/python /opt/build/wanted.py pyproject.toml > /opt/build/wanted.txt \
     && install() { /opt/build/bin/python -m pip --python /opt/viq/bin/python install --no-cache-dir --only-binary :all: \
         --constraint requirements.lock "$@"; } \
@@ -35,7 +35,7 @@ COPY LICENSE README.md ./
 COPY models ./models
 COPY service ./service
 # requirements.txt says exactly what is inside; the last lines fail the build if the service cannot even start.
-RUN /opt/build/bin/python -m pip wheel --no-cache-dir --no-deps --wheel-dir /opt/build/wheels . \
+RUN /opt/build/bin/python -m pip wheel --no-cache-dir --no-build-isolation --no-deps --wheel-dir /opt/build/wheels . \
     && /opt/build/bin/python -m pip --python /opt/viq/bin/python install --no-cache-dir --no-deps /opt/build/wheels/*.whl \
     && /opt/build/bin/python -m pip --python /opt/viq/bin/python check \
     && /opt/build/bin/python -m pip --python /opt/viq/bin/python freeze > /opt/viq/requirements.txt \
@@ -45,6 +45,9 @@ RUN /opt/build/bin/python -m pip wheel --no-cache-dir --no-deps --wheel-dir /opt
 
 
 FROM ${BASE_IMAGE}
+
+# Python's own images bring a pip of their own.
+RUN rm -rf /usr/local/bin/pip* /usr/local/lib/python3*/site-packages/pip* /usr/local/lib/python3*/ensurepip
 
 ARG VERSION=0
 ARG REVISION=unknown

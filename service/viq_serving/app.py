@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import os
 import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from viq import __version__
+from viq_serving import garbage
 from viq_serving.batch_spans import teller
 from viq_serving.cache import CodesCache
 from viq_serving.doors import Addresses, Doors
@@ -38,6 +38,10 @@ log = logging.getLogger("viq")
 UNUSABLE = 3
 """Exit code when the weights, a port or the device cannot be used."""
 
+_ARRIVING_S = 0.25  # for calls on connections that were just taken
+# How long one thread may keep the interpreter from others that want it. A forward takes it back after each of some
+# hundred operations: with Python's own 5 ms, beside requests, it takes several times as long as alone.
+_TURN_S = 0.0005
 _REFUSING_S = 0.25  # for callers to hear that the doors close before they do: the transports would only hang up
 _FAREWELL_S = 5.0  # for the last replies when the device is lost
 _SENDING_S = 5.0  # for the last traces
@@ -50,6 +54,7 @@ def run(settings: Settings) -> int:
     """
     configure(settings.log_level, settings.log_format)
     _allow_files()
+    sys.setswitchinterval(_TURN_S)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)  # it tells of starting and stopping, as we do
     service = Service(settings)
     with asyncio.Runner(loop_factory=_new_loop) as runner:
@@ -107,6 +112,9 @@ class Service:
         tokenizer.listen(self._told)
         on_listening(addresses)
         code = await self._live(tokenizer)
+        if not self.stuck:
+            doors.refuse_grpc()
+            await asyncio.sleep(_ARRIVING_S)
         tokenizer.stop()
         await asyncio.sleep(_REFUSING_S)
         await doors.close(_FAREWELL_S if self._lost.is_set() else settings.stall_timeout_s)
@@ -138,9 +146,7 @@ class Service:
         if loading.exception() is not None:
             ending.cancel()
             return _unusable(loading.exception())
-        # What is loaded stays: each full collection would walk through it all, while everybody waits.
-        gc.collect()
-        gc.freeze()
+        collecting = asyncio.create_task(garbage.collect(lambda: tokenizer.idle))
         log.info("ready: %s", ", ".join(f"{one.label} {one.fingerprint}" for one in tokenizer.models()))
         await ending
         if self._stop.is_set():
@@ -148,6 +154,7 @@ class Service:
             log.info("draining: serving for another %g s", self._settings.drain_delay)
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._lost.wait(), self._settings.drain_delay)
+        collecting.cancel()
         self.stuck = self._lost.is_set()
         return UNUSABLE if self._lost.is_set() else 0
 
@@ -224,11 +231,14 @@ def _models(settings: Settings) -> list[ViQ]:
     With no size asked, the one that the weights root or nano gives. Replicas of one device share its models.
     """
     from viq.model import ViQ
+    from viq_serving.engine.replicas import replicas_on
 
-    root, dtype, replicas = settings.weights_root, settings.dtype, list[ViQ]()
+    root, replicas = settings.weights_root, list[ViQ]()
+    asked: dict[str, Any] = {"dtype": settings.dtype, "head": settings.head, "head_file": settings.head_file}
+    asked |= {"cuda_graphs": settings.cuda_graphs, "cudnn_attention_from": settings.cudnn_attention_from}
     for device in settings.device or ("auto",):
-        models = [ViQ.from_pretrained(root, size, device=device, dtype=dtype) for size in settings.size or (None,)]
-        replicas += models * settings.replicas
+        models = [ViQ.from_pretrained(root, size, device=device, **asked) for size in settings.size or (None,)]
+        replicas += models * (settings.replicas or replicas_on(models[0].device))
     return replicas
 
 

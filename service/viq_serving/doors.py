@@ -19,7 +19,7 @@ from viq_serving.rest.server import Server
 from viq_serving.rest.server import create_server as create_http_server
 from viq_serving.rpc.server import create_server as create_grpc_server
 from viq_serving.settings import Settings
-from viq_serving.sockets import CannotListen, UnixPath, listen, name_at, name_of
+from viq_serving.sockets import CannotListen, UnixPath, listen, name_at, name_of, refuse_connections
 from viq_serving.tls import Certificates, Identity
 from viq_serving.tokenizer import Tokenizer
 
@@ -70,6 +70,7 @@ class Doors:
         self._metrics = create_metrics_server(metrics)
         self._serving: dict[Server, asyncio.Task[None]] = {}
         self._paths: list[UnixPath] = []
+        self._grpc_port: int | None = None
 
     async def open(self) -> Addresses:
         """Listen on every port and at every path; raises `CannotListen`."""
@@ -81,7 +82,7 @@ class Doors:
                 path = self._path(settings.http_uds)
                 listening[self._http_unix] = path.listen()
             grpc_host = settings.host if http is None else http.getsockname()[0]
-            grpc_port = self._add_grpc_port(settings.host, settings.grpc_port)
+            grpc_port = self._grpc_port = self._add_grpc_port(settings.host, settings.grpc_port)
             if settings.grpc_uds is not None:
                 with self._path(settings.grpc_uds).taken():
                     self._grpc.add_insecure_port(f"unix:{quote(settings.grpc_uds)}")
@@ -95,6 +96,15 @@ class Doors:
             settings.grpc_uds,
             encrypted,
         )
+
+    def refuse_grpc(self) -> None:
+        """Refuse new connections for gRPC, while calls on those that are open are answered as before.
+
+        A proxy that opens one for each call then loses none: what it cannot connect for it asks another server.
+        HTTP needs no such thing, as every reply says that its connection ends.
+        """
+        if self._grpc_port is not None:
+            refuse_connections(self._grpc_port)
 
     async def close(self, grace_s: float) -> None:
         """Take no new requests, let those under way finish for at most `grace_s` seconds, and stop listening."""

@@ -42,6 +42,28 @@ def listen(host: str, port: int, *, encrypted: bool = False) -> socket.socket:
     return listener
 
 
+def refuse_connections(port: int) -> None:
+    """Let whatever of this process listens on TCP `port` refuse connections from now on; those it has go on.
+
+    For gRPC, whose servers close their port only together with their connections. Does nothing but on Linux.
+    """
+    try:
+        descriptors = [int(entry.name) for entry in Path("/proc/self/fd").iterdir()]
+    except OSError:
+        return
+    for descriptor in descriptors:
+        with suppress(OSError):  # one of them is gone by now
+            if stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+                _refuse_on(descriptor, port)
+
+
+def _refuse_on(descriptor: int, port: int) -> None:
+    with socket.socket(fileno=os.dup(descriptor)) as one:  # the same socket: closing this one is not closing that one
+        listens = one.family in (socket.AF_INET, socket.AF_INET6) and one.type == socket.SOCK_STREAM
+        if listens and one.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) and one.getsockname()[1] == port:
+            one.shutdown(socket.SHUT_RDWR)
+
+
 def name_of(listener: socket.socket) -> str:
     """Where `listener` listens, as `host:port`."""
     host, port = listener.getsockname()[:2]

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import re
+import socketserver
+import ssl
 import subprocess
-from collections.abc import Callable
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
+import trustme
 import yaml
 
 from viq_serving.settings import Settings, unknown_names
@@ -42,6 +50,71 @@ def test_the_image_runs_as_a_number_that_is_not_root_and_stops_by_sigterm(root: 
     assert "VIQ_HOST=0.0.0.0" in last
 
 
+def test_what_builds_the_wheel_in_the_image_is_pinned(root: Path) -> None:
+    dockerfile, lock = (root / "Dockerfile").read_text(), (root / "requirements.lock").read_text()
+    (names,) = re.findall(r"\^\(([a-z|]+)\)==' requirements\.lock", dockerfile)
+    for name in names.split("|"):
+        assert re.search(rf"^{name}==\S+$", lock, re.MULTILINE), name
+    assert "hatchling" in names
+    assert "--no-build-isolation" in dockerfile
+    assert "--constraint requirements.lock" in dockerfile
+
+
+class _Ready(BaseHTTPRequestHandler):
+    """A server that is ready, or says 503."""
+
+    status = 200
+
+    def do_GET(self) -> None:
+        self.send_response(self.status if self.path == "/readyz" else 404)
+        self.end_headers()
+
+    def address_string(self) -> str:
+        return "somebody"  # of a Unix socket there is no address
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@contextmanager
+def _answering(server: socketserver.BaseServer) -> Iterator[None]:
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+    thread.start()
+    try:
+        yield
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def test_the_images_health_check_asks_where_the_environment_says(root: Path, tmp_path: Path) -> None:
+    def says(**settings: object) -> int:
+        own = {name: value for name, value in os.environ.items() if not name.startswith("VIQ_")}
+        own |= {f"VIQ_{name}": str(value) for name, value in settings.items()}
+        command = [sys.executable, str(root / "deploy/image/healthcheck.py")]
+        return subprocess.run(command, env=own, capture_output=True, timeout=60).returncode
+
+    plain = socketserver.TCPServer(("127.0.0.1", 0), _Ready)
+    secure = socketserver.TCPServer(("127.0.0.1", 0), _Ready)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trustme.CA().issue_cert("viq.example.com").configure_cert(context)
+    secure.socket = context.wrap_socket(secure.socket, server_side=True)
+    port, tls_port, path = plain.server_address[1], secure.server_address[1], tmp_path / "viq.sock"
+    with _answering(plain), _answering(secure), _answering(socketserver.UnixStreamServer(str(path), _Ready)):
+        assert says(HOST="0.0.0.0", HTTP_PORT=port) == 0  # noqa: S104
+        assert says(HOST="127.0.0.1", HTTP_PORT=port) == 0
+        assert says(HTTP_PORT=tls_port, TLS_CERT="/some.pem") == 0
+        assert says(HTTP_PORT=port, TLS_CERT="/some.pem") == 1
+        assert says(HTTP_UDS=path, HTTP_PORT=1) == 0
+        _Ready.status = 503
+        try:
+            assert says(HTTP_PORT=port) == says(HTTP_UDS=path) == 1
+        finally:
+            _Ready.status = 200
+    assert says(HTTP_PORT=port) == says(HTTP_UDS=path) == 1
+
+
 @pytest.mark.parametrize(
     "file", ["Dockerfile", "deploy/compose.yaml", "deploy/systemd/viq.env", "k8s/kserve/serving-runtime.yaml"]
 )
@@ -70,6 +143,7 @@ def test_compose_mounts_what_exists_and_gives_no_rights(root: Path) -> None:
     viq = compose["services"]["viq"]
     assert viq["read_only"] is True
     assert viq["cap_drop"] == ["ALL"]
+    assert viq["tmpfs"] == ["/tmp:size=1g,mode=1777"]  # noqa: S108 - one folder, not two by the comma
     assert Settings.model_fields.keys() >= {name.removeprefix("VIQ_").lower() for name in viq["environment"]}
     for service in compose["services"].values():
         for port in service["ports"]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import copy
 import json
+import os
 import re
 import subprocess
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 Manifest = dict[str, Any]
 
@@ -32,6 +34,31 @@ def test_an_overlay_is_what_kubernetes_takes(manifests: list[Manifest], version:
     validator = pytest.importorskip("kubernetes_validate")
     for manifest in _of_kubernetes(manifests):
         validator.validate(manifest, version, strict=True)
+
+
+def test_the_kustomization_on_the_operators_page_does_what_it_says(
+    root: Path, tool: Callable[[str], str], tmp_path: Path
+) -> None:
+    (example,) = re.findall(r"```yaml\n(.+?)```", (root / "deploy/README.md").read_text(), re.DOTALL)
+    here = os.path.relpath(root, tmp_path.resolve())
+    local = re.sub(r"github\.com/YOU/viq-serving//(\S+?)\?ref=v[\d.]+", rf"{here}/\1", example)
+    assert local.count(f"{here}/k8s/") == example.count("//k8s/") > 1
+    (tmp_path / "kustomization.yaml").write_text(local)
+    command = [tool("kubectl"), "kustomize", str(tmp_path.resolve())]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    every = [one for one in yaml.safe_load_all(done.stdout) if one]
+    validator = pytest.importorskip("kubernetes_validate")
+    for manifest in _of_kubernetes(every):
+        validator.validate(manifest, _NEWEST, strict=True)
+    (deployment,) = (one for one in every if one["kind"] == "Deployment")
+    pod = deployment["spec"]["template"]["spec"]
+    images = {one["image"] for one in [*pod["containers"], *pod.get("initContainers", ())]}
+    assert images == {"REGISTRY/viq-serving:cuda"}
+    (settings,) = (one for one in every if one["kind"] == "ConfigMap" and one["metadata"]["name"] != "viq-dashboard")
+    assert settings["data"]["VIQ_MAX_QUEUE_AGE_S"] == "5"
+    assert pod["containers"][0]["envFrom"][0]["configMapRef"]["name"] == settings["metadata"]["name"]
+    assert {"ServiceMonitor", "PrometheusRule", "ScaledObject"} <= {one["kind"] for one in every}
 
 
 def test_a_misspelt_field_is_not_taken(kustomize: Callable[[str], list[Manifest]]) -> None:

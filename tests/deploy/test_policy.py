@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -38,6 +39,7 @@ def _may_do_too_much(manifests: list[Manifest]) -> list[str]:
         for name in ("hostNetwork", "hostPID", "hostIPC"):
             if pod.get(name):
                 found.append(name)
+        found += ["hostPath" for volume in pod.get("volumes", ()) if "hostPath" in volume]
         whole = pod.get("securityContext", {})
         for container in [*pod["containers"], *pod.get("initContainers", ())]:
             context = whole | container.get("securityContext", {})
@@ -80,6 +82,73 @@ def test_what_is_missing_is_seen() -> None:
     assert {"viq: readOnlyRootFilesystem", "viq: root", "viq: no limits of memory", "no livenessProbe"} <= set(told)
 
 
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda pod, one: pod.update(hostNetwork=True), "hostNetwork"),
+        (lambda pod, one: pod["securityContext"].pop("runAsNonRoot"), "viq: runAsNonRoot"),
+        (lambda pod, one: pod["securityContext"].update(runAsUser=0), "viq: root"),
+        (lambda pod, one: pod["securityContext"].pop("seccompProfile"), "viq: seccompProfile"),
+        (lambda pod, one: one["securityContext"].update(privileged=True), "viq: root"),
+        (
+            lambda pod, one: one["securityContext"].update(allowPrivilegeEscalation=True),
+            "viq: allowPrivilegeEscalation",
+        ),
+        (lambda pod, one: one["securityContext"].pop("readOnlyRootFilesystem"), "viq: readOnlyRootFilesystem"),
+        (lambda pod, one: one["securityContext"]["capabilities"].update(add=["NET_ADMIN"]), "viq: capabilities"),
+        (lambda pod, one: one["resources"]["limits"].pop("memory"), "viq: no limits of memory"),
+        (lambda pod, one: one["resources"]["requests"].pop("cpu"), "viq: no requests of cpu"),
+        (lambda pod, one: one.pop("readinessProbe"), "no readinessProbe"),
+        (lambda pod, one: pod["volumes"].append({"name": "x", "hostPath": {"path": "/"}}), "hostPath"),
+        (lambda pod, one: pod.update(initContainers=[{"name": "bare"}]), "bare: readOnlyRootFilesystem"),
+    ],
+)
+def test_each_thing_that_is_too_much_is_seen_in_a_deployment_that_was_right(
+    kustomize: Callable[[str], list[Manifest]], change: Callable[[Manifest, Manifest], object], told: str
+) -> None:
+    (right,) = (one for one in kustomize("overlays/cpu") if one["kind"] == "Deployment")
+    wrong = copy.deepcopy(right)
+    pod = wrong["spec"]["template"]["spec"]
+    change(pod, pod["containers"][0])
+    assert told in _may_do_too_much([wrong])
+
+
+def _lets(rules: list[Manifest], side: str, namespace: str | None, port: str | int, protocol: str = "TCP") -> bool:
+    """Whether a network policy's rules let traffic from or to pods of a namespace through; None is outside."""
+
+    def there(rule: Manifest) -> bool:
+        if side not in rule:
+            return True
+        labels = {"kubernetes.io/metadata.name": namespace}
+        selectors = [peer["namespaceSelector"] for peer in rule[side] if set(peer) == {"namespaceSelector"}]
+        return namespace is not None and any(one.get("matchLabels", {}).items() <= labels.items() for one in selectors)
+
+    def through(rule: Manifest) -> bool:
+        return any(one["port"] == port and one.get("protocol", "TCP") == protocol for one in rule["ports"])
+
+    return any(there(rule) and through(rule) for rule in rules)
+
+
+def test_the_network_policy_lets_through_what_is_needed_and_no_more(
+    manifests: list[Manifest], settings: Settings
+) -> None:
+    (policy,) = (one["spec"] for one in manifests if one["kind"] == "NetworkPolicy")
+    assert sorted(policy["policyTypes"]) == ["Egress", "Ingress"]
+    callers, called = policy["ingress"], policy["egress"]
+    assert all(_lets(callers, "from", "anybody", port) for port in ("http", "grpc"))
+    assert _lets(callers, "from", "monitoring", "metrics")
+    assert not _lets(callers, "from", "anybody", "metrics")
+    assert all(_lets(called, "to", "kube-system", 53, protocol) for protocol in ("UDP", "TCP"))
+    collector = re.fullmatch(r"http://[a-z-]+\.([a-z-]+):(\d+)", settings.otlp_endpoint or "")
+    assert (collector is None) == (settings.otlp_endpoint is None)
+    if collector is not None:
+        assert _lets(called, "to", collector[1], int(collector[2]))
+    fetches = any(
+        one["kind"] == "Deployment" and "initContainers" in one["spec"]["template"]["spec"] for one in manifests
+    )
+    assert _lets(called, "to", None, 443) == fetches
+
+
 def test_no_token_no_service_links_and_an_image_of_one_version(deployment: Manifest, container: Manifest) -> None:
     pod = deployment["spec"]["template"]["spec"]
     assert pod["automountServiceAccountToken"] is False
@@ -92,6 +161,13 @@ def test_threads_are_the_whole_cores_of_the_limit(container: Manifest) -> None:
     assert container["resources"]["limits"]["cpu"].isdigit()
     (threads,) = (one for one in container["env"] if one["name"] == "OMP_NUM_THREADS")
     assert threads["valueFrom"]["resourceFieldRef"]["resource"] == "limits.cpu"
+
+
+def test_a_cpus_replicas_are_the_cores_of_the_limit_and_not_those_of_the_node(
+    container: Manifest, settings: Settings
+) -> None:
+    counts = [one["valueFrom"]["resourceFieldRef"]["resource"] for one in container["env"] if "REPLICAS" in one["name"]]
+    assert counts == (["limits.cpu"] if settings.device == ("cpu",) else [])
 
 
 def test_the_settings_can_be_used_and_their_ports_are_the_containers(settings: Settings, container: Manifest) -> None:
@@ -185,9 +261,13 @@ def test_metrics_are_not_led_outside(manifests: list[Manifest]) -> None:
     for one in manifests:
         paths = []
         if one["kind"] == "HTTPRoute":
-            paths = [match["path"]["value"] for rule in one["spec"]["rules"] for match in rule["matches"]]
+            matched = [match["path"] for rule in one["spec"]["rules"] for match in rule["matches"]]
+            paths = [path["value"] for path in matched if path["type"] == "PathPrefix"]
+            assert "/metrics" not in [path["value"] for path in matched]
         if one["kind"] == "Ingress":
-            paths = [path["path"] for rule in one["spec"]["rules"] for path in rule["http"]["paths"]]
+            every = [path for rule in one["spec"]["rules"] for path in rule["http"]["paths"]]
+            paths = [path["path"] for path in every if path["pathType"] == "Prefix"]
+            assert "/metrics" not in [path["path"] for path in every]
         assert not [path for path in paths if "/metrics".startswith(path)]
 
 

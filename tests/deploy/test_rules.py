@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,13 @@ def test_the_operator_is_given_the_same_rules(root: Path) -> None:
     assert resource["spec"]["groups"] == groups, "run make k8s-rules"
 
 
+def test_what_the_operator_is_given_is_written_by_a_script_that_runs(root: Path) -> None:
+    command = [sys.executable, str(root / "deploy/prometheus/rule_resource.py")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == (root / "k8s/components/monitoring/prometheus-rule.yaml").read_text(), "run make k8s-rules"
+
+
 def test_expressions_are_of_metrics_and_labels_that_the_service_has(root: Path, expressions: dict[str, str]) -> None:
     known = _labels()
     rules = yaml.safe_load((root / "deploy/prometheus/recording.yml").read_text())["groups"][0]["rules"]
@@ -99,6 +107,13 @@ def test_expressions_are_of_metrics_and_labels_that_the_service_has(root: Path, 
             assert used <= known[name] | _TARGET, where
         for grouping in re.findall(r"\b(?:by|on|ignoring|without|group_left)\s*\(([^)]*)\)", expression):
             assert {label.strip() for label in grouping.split(",") if label.strip()} <= every, where
+
+
+def test_every_metric_of_the_service_is_asked_for_by_a_panel_or_a_rule(expressions: dict[str, str]) -> None:
+    asked = " ".join(expressions.values())
+    families = {re.sub(r"_(bucket|sum|count)$", "", name) for name in _labels() if not name.endswith("_created")}
+    unseen = {name for name in families if not re.search(rf"\b{name}(?:_bucket|_sum|_count)?\b", asked)}
+    assert unseen == {"viq_queue_oldest_seconds"}  # the panels show it by lane
 
 
 def test_panels_ask_what_prometheus_understands(

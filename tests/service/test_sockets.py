@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 import socket
 import stat
+import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
+import grpc
 import pytest
 
-from viq_serving.sockets import CannotListen, UnixPath
+from viq_serving.sockets import CannotListen, UnixPath, refuse_connections
 
 
 @pytest.fixture
@@ -88,3 +92,28 @@ def test_one_that_never_listened_removes_nothing(place: Path) -> None:
     place.write_text("precious")
     UnixPath(str(place), "0660").remove()
     assert place.read_text() == "precious"
+
+
+class _Echo(grpc.GenericRpcHandler):
+    def service(self, _details: object) -> grpc.RpcMethodHandler[bytes, bytes]:
+        return grpc.unary_unary_rpc_method_handler(lambda request, _context: request)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
+def test_a_grpc_port_that_refuses_connections_goes_on_with_those_it_has() -> None:
+    server = grpc.server(ThreadPoolExecutor(1), handlers=[_Echo()])
+    ports = [server.add_insecure_port("127.0.0.1:0") for _ in range(2)]
+    server.start()
+    try:
+        channels = [grpc.insecure_channel(f"127.0.0.1:{port}") for port in ports]
+        calls: list[Any] = [channel.unary_unary("/any/call") for channel in channels]
+        assert [call(b"before", wait_for_ready=True, timeout=60) for call in calls] == [b"before"] * 2
+        refuse_connections(ports[0])
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", ports[0]), timeout=60)
+        socket.create_connection(("127.0.0.1", ports[1]), timeout=60).close()  # which is another door
+        assert [call(b"after", timeout=60) for call in calls] == [b"after"] * 2
+        for channel in channels:
+            channel.close()
+    finally:
+        assert server.stop(60).wait(60)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 from viq_serving.cli.failures import DONE, UsageError, require
@@ -42,6 +43,8 @@ def run(args: argparse.Namespace) -> int:
     from viq_serving.openmp import spin_briefly
 
     spin_briefly()
+    # Its own lines are no JSON, and to it a port that closes is an error. Read when it is imported.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from viq_serving.app import run as serve
 
     return serve(settings)

@@ -7,13 +7,11 @@ Only what this machine lacks is changed: the host's network, other ports, and no
 from __future__ import annotations
 
 import json
-import os
 import ssl
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import grpc
 import httpx
@@ -25,75 +23,16 @@ from grpc_health.v1.health_pb2_grpc import HealthStub
 
 Manifest = dict[str, Any]
 
-_BASE, _IMAGE = "localhost/viq-test-base", "localhost/viq-serving:test"
+
+class Machine(Protocol):
+    """What conftest sets up."""
+
+    def __call__(self, *words: str, fine: tuple[int, ...] = (0,), cwd: Path | None = None) -> str: ...
+
+
 _CONTAINER = "viq-pod-0-viq"
 _PROBES = ("startupProbe", "readinessProbe", "livenessProbe")
 _MOST_BYTES = 1_300_000_000  # most of it is torch
-
-_CONTAINERS = """\
-[containers]
-default_ulimits = ["nofile=1024:1024", "nproc=1000:1000"]
-[engine]
-runtime = "runc"
-cgroup_manager = "cgroupfs"
-events_logger = "file"
-"""
-
-
-class Machine:
-    """buildah and podman, set up for a machine without systemd."""
-
-    def __init__(self, config: Path) -> None:
-        config.write_text(_CONTAINERS)
-        self._env = os.environ | {"CONTAINERS_CONF": str(config)}
-
-    def __call__(self, *words: str, fine: tuple[int, ...] = (0,), cwd: Path | None = None) -> str:
-        done = subprocess.run(words, env=self._env, cwd=cwd, capture_output=True, text=True, timeout=900)
-        assert done.returncode in fine, f"{' '.join(words)}\n{done.stdout[-3000:]}{done.stderr[-3000:]}"
-        return done.stdout
-
-
-@pytest.fixture(scope="module")
-def machine(tool: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory) -> Machine:
-    """This machine, if it can."""
-    for name in ("buildah", "podman", "runc", "catatonit"):
-        tool(name)
-    if os.geteuid() != 0:
-        pytest.skip("only root may build and run containers here")
-    return Machine(tmp_path_factory.mktemp("containers") / "containers.conf")
-
-
-@pytest.fixture(scope="module")
-def base(machine: Machine, tool: Callable[[str], str], root: Path) -> str:
-    """An image of Debian with Python, in which pip finds its packages as it does here."""
-    tar = root / "build" / "deploy" / "base" / "base.tar"
-    if not tar.exists():
-        tar.parent.mkdir(parents=True, exist_ok=True)
-        folder = tar.parent / "root"
-        packages = "--include=python3,python3-venv,ca-certificates"
-        machine(tool("debootstrap"), "--variant=minbase", packages, "bookworm", str(folder))
-        machine("tar", "-C", str(folder), "-cf", f"{tar}.new", ".")
-        machine("rm", "-rf", str(folder))
-        Path(f"{tar}.new").rename(tar)
-    settings = {name: value for name, value in os.environ.items() if name in ("PIP_INDEX_URL", "PIP_FIND_LINKS")}
-    lines = ["FROM scratch", "ADD base.tar /", "ENV PIP_CERT=/etc/ssl/host/ca-certificates.crt PIP_DEFAULT_TIMEOUT=180"]
-    lines += [f"ENV {name}={value}" for name, value in settings.items()]
-    (tar.parent / "Containerfile").write_text("\n".join([*lines, ""]))
-    machine("buildah", "bud", "--isolation", "chroot", "--layers", "-t", _BASE, str(tar.parent))
-    return _BASE
-
-
-@pytest.fixture(scope="module")
-def image(machine: Machine, base: str, root: Path) -> Manifest:
-    """The image, as `podman inspect` describes it."""
-    mounts = ["-v", "/etc/ssl/certs:/etc/ssl/host:ro"]
-    wheels = os.environ.get("PIP_FIND_LINKS", "")
-    if Path(wheels).is_dir():
-        mounts += ["-v", f"{wheels}:{wheels}:ro"]
-    arguments = [word for one in (f"BASE_IMAGE={base}", "TORCH_INDEX=") for word in ("--build-arg", one)]
-    command = ["buildah", "bud", "--isolation", "chroot", "--format", "docker", "--layers", *mounts, *arguments]
-    machine(*command, "-t", _IMAGE, ".", cwd=root)
-    return dict(json.loads(machine("podman", "image", "inspect", _IMAGE))[0])
 
 
 def test_the_image_holds_what_it_needs_and_no_more(machine: Machine, image: Manifest) -> None:
@@ -103,9 +42,13 @@ def test_the_image_holds_what_it_needs_and_no_more(machine: Machine, image: Mani
     assert config["StopSignal"] == "SIGTERM"
     assert config["Labels"]["org.opencontainers.image.title"] == "viq-serving"
     assert image["Size"] < _MOST_BYTES
-    look = "for tool in cc gcc g++ make pip pip3; do command -v $tool; done; cat /opt/viq/requirements.txt"
+    look = (
+        "for tool in cc gcc g++ c++ clang ld as make nvcc pip pip3 pip3.11; do command -v $tool; done;"
+        " find / -xdev \\( -name pip -o -name ptxas \\) -path '*python*' 2> /dev/null;"
+        " find / -xdev -perm /6000 -path '/opt/*'; cat /opt/viq/requirements.txt"
+    )
     options = ["--rm", "--network", "host", "--pull=never", "--no-healthcheck", "--entrypoint", "sh"]
-    inside = machine("podman", "run", *options, _IMAGE, "-c", look).splitlines()
+    inside = machine("podman", "run", *options, image["RepoTags"][0], "-c", look).splitlines()
     assert inside
     assert all("==" in line or line.startswith("viq-serving @") for line in inside)
 
@@ -134,7 +77,7 @@ def deploy(
             if (secret := volume.pop("secret", None)) is not None:
                 volume["hostPath"] = {"path": f"{secrets}/{secret['secretName']}", "type": "Directory"}
         (container,) = pod["containers"]
-        container |= {"image": _IMAGE, "imagePullPolicy": "Never"}
+        container |= {"image": image["RepoTags"][0], "imagePullPolicy": "Never"}
         del container["ports"]  # podman maps none in the host's network
         for kind in _PROBES:
             probe = container[kind]
@@ -142,7 +85,7 @@ def deploy(
                 http if "httpGet" in probe else grpc_port
             )
         file.write_text(yaml.safe_dump_all([settings, deployment]))
-        machine("podman", "play", "kube", str(file))
+        machine("podman", "play", "kube", "--replace", str(file))  # also what a run before left that was killed
         own = {"http": http, "grpc": grpc_port, "metrics": metrics, "grace_s": pod["terminationGracePeriodSeconds"]}
         return dict(container) | own
 
@@ -189,7 +132,9 @@ def test_the_deployment_runs_from_the_image_under_its_own_security_context(
     assert host["SecurityOpt"] == ["no-new-privileges"]
     assert host["Memory"] == 3 * 2**30
     assert about["Config"]["User"].startswith("10001")
-    assert "OMP_NUM_THREADS=2" in about["Config"]["Env"]
+    assert {"OMP_NUM_THREADS=2", "VIQ_REPLICAS=2", "VIQ_HOST=0.0.0.0"} <= set(about["Config"]["Env"])
+    working = httpx.get(f"http://127.0.0.1:{deployed['metrics']}/metrics").text
+    assert working.count("viq_device_up{") == 2
     status = machine("podman", "exec", name, "cat", "/proc/1/status")
     held = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
     assert (int(held["CapEff"], 16), int(held["CapPrm"], 16), int(held["CapBnd"], 16)) == (0, 0, 0)

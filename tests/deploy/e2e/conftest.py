@@ -1,8 +1,9 @@
-"""Real servers, as a deployment has them: processes of `viq serve` on ports of this machine."""
+"""Real servers, as a deployment has them: processes of `viq serve` on ports of this machine; and the image."""
 
 from __future__ import annotations
 
 import io
+import json
 import os
 import signal
 import socket
@@ -11,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import httpx
 import numpy as np
@@ -20,6 +21,31 @@ from PIL import Image
 
 _ROOT = Path(__file__).parents[3]
 _PATIENCE_S = 120.0  # on a busy machine
+
+_BASE, _IMAGE = "localhost/viq-test-base", "localhost/viq-serving:test"
+
+# As in Python's own images, the base of most who build this one.
+_OWN_PIP = (
+    "RUN mkdir -p /usr/local/lib/python3.11/site-packages/pip /usr/local/lib/python3.11/ensurepip"
+    " && ln -sf /bin/true /usr/local/bin/pip && ln -sf /bin/true /usr/local/bin/pip3.11"
+)
+
+_CONTAINERS = """\
+[containers]
+default_ulimits = ["nofile=1024:1024", "nproc=1000:1000"]
+[engine]
+runtime = "runc"
+cgroup_manager = "cgroupfs"
+events_logger = "file"
+"""
+
+# Of its own, in build/: nothing that this machine runs otherwise is in the way, or in danger.
+_STORAGE = """\
+[storage]
+driver = "overlay"
+graphroot = "{folder}/images"
+runroot = "{folder}/running"
+"""
 
 
 class Replica:
@@ -146,3 +172,71 @@ def process() -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
             one.wait(20)
         one.kill()
         one.wait()
+
+
+class Machine:
+    """buildah and podman, set up for a machine without systemd."""
+
+    def __init__(self, config: Path, storage: Path) -> None:
+        storage.mkdir(parents=True, exist_ok=True)
+        (config / "containers.conf").write_text(_CONTAINERS)
+        (config / "storage.conf").write_text(_STORAGE.format(folder=storage))
+        files = {"CONTAINERS_CONF": "containers.conf", "CONTAINERS_STORAGE_CONF": "storage.conf"}
+        self._env = os.environ | {name: str(config / file) for name, file in files.items()}
+
+    def __call__(self, *words: str, fine: tuple[int, ...] = (0,), cwd: Path | None = None) -> str:
+        done = subprocess.run(words, env=self._env, cwd=cwd, capture_output=True, text=True, timeout=1500)
+        assert done.returncode in fine, f"{' '.join(words)}\n{done.stdout[-3000:]}{done.stderr[-3000:]}"
+        return done.stdout
+
+
+@pytest.fixture(scope="session")
+def machine(tool: Callable[[str], str], root: Path, tmp_path_factory: pytest.TempPathFactory) -> Machine:
+    """This machine, if it can."""
+    for name in ("buildah", "podman", "runc", "catatonit"):
+        tool(name)
+    if os.geteuid() != 0:
+        pytest.skip("only root may build and run containers here")
+    return Machine(tmp_path_factory.mktemp("containers"), root / "build" / "deploy" / "containers")
+
+
+@pytest.fixture(scope="session")
+def base(machine: Machine, tool: Callable[[str], str], root: Path) -> str:
+    """An image of Debian with Python, in which pip finds its packages as it does here."""
+    tar = root / "build" / "deploy" / "base" / "base.tar"
+    if not tar.exists():
+        tar.parent.mkdir(parents=True, exist_ok=True)
+        folder = tar.parent / "root"
+        packages = "--include=python3,python3-venv,ca-certificates"
+        machine(tool("debootstrap"), "--variant=minbase", packages, "bookworm", str(folder))
+        machine("tar", "-C", str(folder), "-cf", f"{tar}.new", ".")
+        machine("rm", "-rf", str(folder))
+        Path(f"{tar}.new").rename(tar)
+    settings = {name: value for name, value in os.environ.items() if name in ("PIP_INDEX_URL", "PIP_FIND_LINKS")}
+    lines = [
+        "FROM scratch",
+        "ADD base.tar /",
+        _OWN_PIP,
+        "ENV PIP_CERT=/etc/ssl/host/ca-certificates.crt PIP_DEFAULT_TIMEOUT=180",
+    ]
+    lines += [f"ENV {name}={value}" for name, value in settings.items()]
+    (tar.parent / "Containerfile").write_text("\n".join([*lines, ""]))
+    machine("buildah", "bud", "--isolation", "chroot", "--layers", "-t", _BASE, str(tar.parent))
+    return _BASE
+
+
+@pytest.fixture(scope="session")
+def image(machine: Machine, base: str, root: Path) -> dict[str, Any]:
+    """The image of the Dockerfile, as `podman inspect` describes it; its first tag is its name."""
+    mounts = ["-v", "/etc/ssl/certs:/etc/ssl/host:ro"]
+    wheels = os.environ.get("PIP_FIND_LINKS", "")
+    if Path(wheels).is_dir():
+        mounts += ["-v", f"{wheels}:{wheels}:ro"]
+    arguments = [word for one in (f"BASE_IMAGE={base}", "TORCH_INDEX=") for word in ("--build-arg", one)]
+    command = ["buildah", "bud", "--isolation", "chroot", "--format", "docker", "--layers", *mounts, *arguments]
+    before = machine("podman", "images", "--quiet", "--no-trunc", "--filter", f"reference={_IMAGE}").split()
+    machine(*command, "-t", _IMAGE, ".", cwd=root)
+    now = machine("podman", "images", "--quiet", "--no-trunc", "--filter", f"reference={_IMAGE}").split()
+    for old in set(before) - set(now):  # a gigabyte each
+        machine("podman", "rmi", old, fine=(0, 1, 2))
+    return dict(json.loads(machine("podman", "image", "inspect", _IMAGE))[0])

@@ -1,4 +1,4 @@
-"""Write the rules of this folder as the Prometheus operator wants them: `operator.py > …/prometheus-rule.yaml`."""
+"""Write the rules of this folder as the Prometheus operator wants them: `rule_resource.py > …/prometheus-rule.yaml`."""
 
 from pathlib import Path
 
