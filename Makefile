@@ -34,13 +34,17 @@ serve: install  ## serve on http://127.0.0.1:8000 (ARGS="--http-port 9000 …")
 	$(BIN)/viq serve $(ARGS)
 
 # RUNLEVEL: what is installed for tests is not started as a service.
-system-packages:  # curl and two proxies, which tests drive; only as root on Debian, elsewhere they are skipped and say why
+system-packages:  # curl, two proxies and a browser, which tests drive; only as root on Debian, elsewhere they are skipped and say why
 	@for program in curl haproxy nginx; do command -v $$program >/dev/null || missing=1; done; \
 	  [ -z "$$missing" ] || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -q \
 	  && RUNLEVEL=1 apt-get install -qy --no-install-recommends curl haproxy nginx-light; } || true
+	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
+	  && apt-get update -q && RUNLEVEL=1 apt-get install -qy --no-install-recommends chromium; } || true
 
-test: dev system-packages  ## all tests (ARGS="-k codes")
-	$(BIN)/python -m pytest $(ARGS)
+# A file of tests stays in one process, with the servers it started; WORKERS=0: all in this one, as for a debugger.
+WORKERS ?= 2
+test: dev system-packages  ## all tests (ARGS="-k codes" WORKERS=2)
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(ARGS)
 
 check: dev  ## lint, formatting, types, import layers, interfaces and the code made from them
 	$(BIN)/ruff check
@@ -90,6 +94,7 @@ bench: dev  ## the figures of README: row invariance, VAE, full size (minutes, 1
 	$(BIN)/python bench/make_weights.py --size 16k -o $(or $(BENCH_DIR),/tmp/viq-full)
 	for dtype in float32 bfloat16; do $(BIN)/python bench/full_size.py $(or $(BENCH_DIR),/tmp/viq-full) --size 16k \
 	  --dtypes $$dtype --repeats 5 --out bench/results/full_size_$$dtype.json || exit 1; done
+	$(MAKE) bench-compare
 
 bench-service: dev  ## the figures of the service: about 30 minutes on 2 cores that nobody else uses
 	OMP_WAIT_POLICY=passive $(BIN)/python bench/overhead.py --out bench/results/overhead.json
@@ -101,6 +106,21 @@ bench-service: dev  ## the figures of the service: about 30 minutes on 2 cores t
 	$(BIN)/python bench/lanes.py --out bench/results/lanes.json
 	$(BIN)/python bench/replicas.py --out bench/results/replicas.json
 	$(BIN)/python bench/streams.py --out bench/results/streams.json
+
+bench-compare: dev  ## fails if this machine's figures are worse than the committed ones (ARGS="--out bench/results/regression.json")
+	$(BIN)/python bench/regression.py --against bench/results/regression.json $(ARGS)
+
+# A scenario of loadtest/scenarios at a server started for it, or at the one that ARGS name.
+.PHONY: bench-compare loadtest loadtest-figures
+SCENARIO ?= sweep
+loadtest: dev  ## load a server and measure (SCENARIO=photos ARGS="--url http://host:8000 --grpc host:8001")
+	$(BIN)/viq bench @loadtest/scenarios/$(SCENARIO).args $(or $(ARGS),--serve "") -o build/loadtest/$(SCENARIO).json
+
+loadtest-figures: dev  ## the generator's files in loadtest/results, and the figures of bench-compare (5 minutes alone on the machine)
+	for scenario in sweep sizes; do $(BIN)/viq bench @loadtest/scenarios/$$scenario.args --serve "" --duration 6 --warm-up 1 \
+	  --name "$$(nproc) cores" -o loadtest/results/$$scenario.json --plot loadtest/results/$$scenario.png || exit 1; done
+	$(BIN)/python loadtest/generator.py --rounds 2 --seconds 1.2 --out loadtest/results/generator.json
+	$(BIN)/python bench/regression.py --rounds 3 --out bench/results/regression.json
 
 bench-million: dev  ## 1,000,000 small items through streams from 16 clients (hours on 2 cores)
 	$(BIN)/python bench/streams.py --items 1000000 --side 16 --sides --out bench/results/streams_million.json
@@ -138,7 +158,9 @@ deploy-tools: dev  ## programs that check manifests, rules and proxies' configur
 	@$(BIN)/python tests/deploy/tools.py $(DEPLOY)
 
 k8s-rules: dev  ## write the Prometheus operator's rules from deploy/prometheus
-	$(BIN)/python deploy/prometheus/operator.py > k8s/components/monitoring/prometheus-rule.yaml
+	@mkdir -p $(DEPLOY)
+	$(BIN)/python deploy/prometheus/rule_resource.py > $(DEPLOY)/rules.yaml
+	cp $(DEPLOY)/rules.yaml k8s/components/monitoring/prometheus-rule.yaml
 
 deploy-autoscaling: dev  ## draw how the autoscaling rule reacts (RECORD=1: to a step of load recorded anew)
 	$(if $(RECORD),$(BIN)/python deploy/autoscaling/record.py > deploy/autoscaling/recorded.json)
@@ -156,10 +178,40 @@ deploy-packages:
 	@for program in nginx haproxy buildah podman runc catatonit debootstrap; do command -v $$program >/dev/null || missing=1; done; \
 	  [ -z "$$missing" ] || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -q && RUNLEVEL=1 apt-get install -qy \
 	  --no-install-recommends nginx-light haproxy buildah podman runc catatonit debootstrap; } || true
+	@[ -e /usr/lib/cni/dnsname ] || command -v /usr/lib/podman/netavark >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
+	  && RUNLEVEL=1 apt-get install -qy --no-install-recommends containernetworking-plugins iptables \
+	  golang-github-containernetworking-plugin-dnsname; } || true
 
-test-deploy: deploy-tools deploy-packages  ## slow ones: restarts behind real proxies, Prometheus on a live server, the image under podman
-	$(BIN)/python -m pytest -s --timeout 900 tests/deploy/e2e/check_*.py $(ARGS)
+test-deploy: deploy-tools deploy-packages  ## slow ones: restarts behind real proxies, Prometheus on a live server, the image under podman, compose
+	$(BIN)/python -m pytest -s --timeout 1800 tests/deploy/e2e/check_*.py $(ARGS)
 
 test-extract: dev  ## slow: 100,000 images through viq extract, killed ten times, equal to an unbroken run (ARGS="--items 5000")
 	$(BIN)/python bench/extract.py --out bench/results/extract.json $(ARGS)
 	$(BIN)/python bench/loaders.py --out bench/results/loaders.json
+
+# Ray has an environment of its own, which sees the project's.
+.PHONY: test-extract-ray training-speedup
+RAY := build/ray
+test-extract-ray: dev  ## slow: extraction on a local Ray cluster of two nodes, one of which is killed (ARGS="--items 1500")
+	$(BIN)/python -m venv $(RAY)
+	echo "import site; site.addsitedir('$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')')" \
+	  > $$($(RAY)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/project.pth
+	$(RAY)/bin/python -m pip install --quiet 'ray[data]>=2.40'
+	ln -sf ../../../$(BIN)/viq $(RAY)/bin/viq
+	$(RAY)/bin/python bench/extract_ray.py --out bench/results/extract_ray.json $(ARGS)
+
+training-speedup: dev  ## time of training steps with the encoder in the loop and from extracted codes (ARGS="--lengths 512")
+	$(BIN)/python loadtest/training_speedup/speedup.py --out loadtest/results/training_speedup.json $(ARGS)
+
+.PHONY: bench-heads
+bench-heads: dev  ## quantization heads by each back end: codes and time against eager (docs/heads.md)
+	OMP_WAIT_POLICY=passive $(BIN)/python bench/heads.py --out bench/results/heads.json
+
+# Other servers with the same network: loadtest/peers/README.md. What is measured already is kept; ARGS="--rows mosec --rounds 3".
+.PHONY: peers
+PEERS := loadtest/results/peers
+peers: install  ## the same network behind other servers, side by side (an hour, 7 GB under build/peers, 2 cores of one's own)
+	$(BIN)/python loadtest/peers/environments.py
+	$(BIN)/python loadtest/peers/measure.py --out $(PEERS).json $(ARGS)
+	$(BIN)/python loadtest/peers/table.py $(PEERS).json -o $(PEERS).md
+	$(BIN)/python loadtest/peers/perf_analyzer.py --out $(PEERS)_perf_analyzer.json

@@ -7,3 +7,7 @@ import os
 # Tests have servers, clients and models in the same few cores: torch's threads sleep as soon as they are idle. It is
 # read when torch is imported, here and in every process that a test starts.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# Where several processes run tests, each computes with one thread, and so does what it starts: threads of one product
+# would wait for cores that the others use. What is tested of several threads sets their number itself.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")

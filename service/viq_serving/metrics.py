@@ -28,6 +28,17 @@ class Metrics:
     def __init__(self, version: str) -> None:
         registry = self.registry = CollectorRegistry()
         self.traces: Traces | None = None  # set before the doors open, if requests are to be traced
+        self._make_requests(registry)
+        self._make_cache(registry)
+        self._make_durations(registry)
+        self._make_batches(registry)
+        self._make_queue(registry)
+        self._make_lanes(registry)
+        self._make_devices(registry)
+        self._make_service(registry, version)
+
+    def _make_requests(self, registry: CollectorRegistry) -> None:
+        """What was asked, and what became of it."""
         self.requests = Counter(
             "viq_requests_total",
             "Requests answered; outcome is ok or the error code.",
@@ -39,6 +50,9 @@ class Metrics:
         self.patches = Counter("viq_patches_total", "Patches of images answered.", ["method"], registry=registry)
         self.codes = Counter("viq_codes_total", "Codes made by encode.", registry=registry)
         self.rejected = Counter("viq_rejected_total", "Requests refused, by error code.", ["reason"], registry=registry)
+
+    def _make_cache(self, registry: CollectorRegistry) -> None:
+        """What the cache holds, and how often it helped."""
         self.cached = Counter(
             "viq_cache_total",
             "Images asked of the cache: kept there, computed for it, or computed for another request meanwhile.",
@@ -46,6 +60,9 @@ class Metrics:
             registry=registry,
         )
         self.cache_bytes = Gauge("viq_cache_bytes", "Bytes that the cache holds.", registry=registry)
+
+    def _make_durations(self, registry: CollectorRegistry) -> None:
+        """How long requests took, and their stages."""
         self.duration = Histogram(
             "viq_request_duration_seconds",
             "From the request's headers to the last byte of the reply.",
@@ -60,6 +77,9 @@ class Metrics:
             buckets=_SECONDS,
             registry=registry,
         )
+
+    def _make_batches(self, registry: CollectorRegistry) -> None:
+        """What was computed together."""
         self.batch_images = Histogram(
             "viq_batch_images",
             "Images computed together.",
@@ -78,11 +98,17 @@ class Metrics:
             buckets=(0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0, 2.0, 10.0),
             registry=registry,
         )
+
+    def _make_queue(self, registry: CollectorRegistry) -> None:
+        """What waits for the device."""
         self.queue_requests = Gauge("viq_queue_requests", "Images that wait for the device.", registry=registry)
         self.queue_patches = Gauge("viq_queue_patches", "Patches that wait for the device.", registry=registry)
         self.queue_oldest = Gauge(
             "viq_queue_oldest_seconds", "How long the one that waits longest has waited.", registry=registry
         )
+
+    def _make_lanes(self, registry: CollectorRegistry) -> None:
+        """The same by lane, and what each lane has used."""
         self.lane_requests = Gauge(
             "viq_lane_requests", "Images that wait for the device, by lane.", ["lane"], registry=registry
         )
@@ -101,12 +127,18 @@ class Metrics:
         self.lane_seconds = Counter(
             "viq_lane_device_seconds_total", "Time of devices that each lane has used.", ["lane"], registry=registry
         )
+
+    def _make_devices(self, registry: CollectorRegistry) -> None:
+        """Devices and their memory."""
         self.device_up = Gauge(
             "viq_device_up", "1 while the device works, 0 once it is lost.", ["device", "replica"], registry=registry
         )
         self.device_memory = Gauge(
             "viq_device_memory_bytes", "Memory of a device, by kind.", ["device", "kind"], registry=registry
         )
+
+    def _make_service(self, registry: CollectorRegistry, version: str) -> None:
+        """The service and its models."""
         self.codebook_used = Gauge(
             "viq_codebook_used_ratio",
             "Part of the codebook that was used since the start.",

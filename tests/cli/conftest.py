@@ -5,7 +5,6 @@ from __future__ import annotations
 import struct
 import subprocess
 import sys
-import threading
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ import httpx
 import numpy as np
 import pytest
 from PIL import Image
+from tests.waiting import until
 
 from viq_serving.cli.main import main
 
@@ -84,9 +84,7 @@ def server() -> Iterator[str]:
         try:
             url = process.stdout.readline().rpartition(" ")[2].strip()
             assert url.startswith("http://127.0.0.1:")
-            while httpx.get(f"{url}/readyz", trust_env=False).status_code != 200:
-                assert process.poll() is None
-                threading.Event().wait(0.05)
+            until(lambda: httpx.get(f"{url}/readyz", trust_env=False).status_code == 200, "readiness")
             yield url
         finally:
             process.terminate()

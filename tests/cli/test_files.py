@@ -43,6 +43,22 @@ def test_files_hold_what_the_library_gives(viq: Run, picture: MakePicture, model
         np.testing.assert_array_equal(array, feature.numpy())
 
 
+def test_compact_files_hold_the_same_and_are_read_wherever_codes_are(
+    viq: Run, picture: MakePicture, model: ViQ, tmp_path: Path
+) -> None:
+    cat = picture("cat.png", 20, 35)
+    for form in ("npz", "viq"):
+        assert viq("encode", cat, "--format", form, "-o", tmp_path)[0] == 0
+        for command in ("decode", "embed"):
+            assert viq(command, tmp_path / f"cat.{form}", "-o", tmp_path / form)[0] == 0
+    assert Codes.from_viq(tmp_path / "cat.viq") == Codes.from_npz(tmp_path / "cat.npz")
+    for name in ("cat.png", "cat.npy"):
+        assert (tmp_path / "viq" / name).read_bytes() == (tmp_path / "npz" / name).read_bytes()
+    (tmp_path / "cut.viq").write_bytes((tmp_path / "cat.viq").read_bytes()[:-1])
+    code, _, err = viq("decode", tmp_path / "cut.viq", "-o", tmp_path)
+    assert (code, "it is cut short" in err) == (1, True)
+
+
 def test_more_images_than_a_batch_holds_all_come_out(
     viq: Run, picture: MakePicture, model: ViQ, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from tests.waiting import until
 
 from viq import Codes, ViQ
 from viq.config import grid_of
@@ -61,8 +62,7 @@ def serving(*flags: str, code: str | None = None) -> Iterator[tuple[str, str]]:
         try:
             assert running.stdout is not None
             http, grpc = (running.stdout.readline().split()[-1] for _ in range(2))
-            while httpx.get(f"{http}/readyz", trust_env=False).status_code != 200:
-                assert running.poll() is None
+            until(lambda: httpx.get(f"{http}/readyz", trust_env=False).status_code == 200, "readiness")
             yield http, grpc
         finally:
             running.terminate()

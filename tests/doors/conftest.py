@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -39,9 +40,8 @@ def make_png() -> MakePng:
     return make
 
 
-@pytest.fixture(scope="session")
-def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
-    """Start a server with these flags; it ends with the tests, unless they end it themselves."""
+@contextmanager
+def _starting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
     started: list[Server] = []
 
     def run(*flags: str, **options: Any) -> Server:
@@ -54,12 +54,20 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
         server.end()
 
 
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
+    """Start a server with these flags; it ends with the module's tests, unless they end it themselves."""
+    with _starting(tmp_path_factory) as start:
+        yield start
+
+
 @pytest.fixture(scope="session")
-def gated(start: Start) -> Server:
+def gated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server of nano with small limits and a gate before its device."""
     limits = {"max-queue-patches": 600, "max-batch-patches": 128, "max-patches": 512, "max-pixels": 200_000}
     limits |= {"max-images": 8, "max-body-bytes": 600_000, "max-message-bytes": 600_000, "drain-delay": 0}
-    return start(*(word for name, value in limits.items() for word in (f"--{name}", str(value))), gated=True)
+    with _starting(tmp_path_factory) as start:
+        yield start(*(word for name, value in limits.items() for word in (f"--{name}", str(value))), gated=True)
 
 
 @pytest.fixture

@@ -8,9 +8,7 @@ import signal
 import ssl
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ import grpc
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 from tests.doors.asking import SECONDS, Asker
+from tests.waiting import until
 
 # The service as it is, with a gate between its queue and its device, a brake on the device, and a count of what passed.
 # An image of 5x1 patches makes every batch that holds it fail.
@@ -70,14 +69,6 @@ def counted(*arguments, **options):
 Engine.take, ViQ.launch_encode, viq_serving.passage.decode = gated, braked, counted
 sys.exit(main(sys.argv[1:]))
 """
-
-
-def until(condition: Callable[[], object], what: str) -> None:
-    """Wait for `condition`; fail, saying `what` did not come true, if it takes a minute."""
-    ends = time.monotonic() + SECONDS
-    while not condition():
-        assert time.monotonic() < ends, what
-        threading.Event().wait(0.005)
 
 
 @dataclass(frozen=True)

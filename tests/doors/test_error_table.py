@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import numpy as np
 import pytest
-from tests.doors.serving import until
+from tests.waiting import until
 
 from viq import Codes, ViQ
 from viq_serving.pb import open_inference_pb2 as oip

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.doors.serving import until
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from pathlib import Path

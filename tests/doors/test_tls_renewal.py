@@ -9,7 +9,8 @@ from pathlib import Path
 
 import trustme
 from tests.doors.identities import Authority, Mounted, greeted, number_of, over_grpc, over_http
-from tests.doors.serving import Server, Shown, until
+from tests.doors.serving import Server, Shown
+from tests.waiting import until
 
 MakePng = Callable[..., bytes]
 Start = Callable[..., Server]

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 from tests.doors.collector import Collector, Span
-from tests.doors.serving import Server, until
+from tests.doors.serving import Server
+from tests.waiting import until
 
 from viq_serving.pb import viq_pb2 as pb
 from viq_serving.pb.viq_pb2_grpc import ViQStub

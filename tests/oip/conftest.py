@@ -24,6 +24,7 @@ import numpy.typing as npt
 import pytest
 from google.protobuf import descriptor_pool
 from PIL import Image
+from tests.waiting import until
 
 from viq import ViQ
 from viq_serving.doors import Doors
@@ -149,8 +150,10 @@ def _serving(folder: Path, *flags: str, ready: bool = True) -> Iterator[Address]
         assert all(lines), log.read_text()
         address = Address(lines[0][-1].removeprefix("http://"), lines[1][-1])
         with httpx.Client(base_url=address.url, timeout=60) as client:
-            while ready and client.get("/v2/health/ready").status_code != 200:
-                assert running.poll() is None, log.read_text()
+            if ready:
+                ended = running.poll
+                until(lambda: ended() is not None or client.get("/v2/health/ready").status_code == 200, "readiness")
+                assert ended() is None, log.read_text()
         yield address
         running.send_signal(signal.SIGTERM)
         if ready:
@@ -249,6 +252,12 @@ def make_png(make_pixels: MakePixels) -> MakePng:
         return buffer.getvalue()
 
     return make
+
+
+@pytest.fixture
+def image(make_png: MakePng) -> dict[str, Array]:
+    """A sound input of viq-encode."""
+    return {"image": np.array([make_png()], object)}
 
 
 @pytest.fixture(scope="session")

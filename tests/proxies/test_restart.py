@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import io
 import os
+import random
 import shutil
 import signal
 import socket
 import string
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,8 +26,9 @@ import grpc
 import numpy as np
 import pytest
 from PIL import Image
-from tests.doors.serving import Server, until
+from tests.doors.serving import Server
 from tests.proxies.sending import Sending
+from tests.waiting import until
 
 from viq import Codes, ViQ
 
@@ -53,10 +53,13 @@ def program(name: str) -> str | None:
 
 
 def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
+    """A port below those that the system gives to who asks for any: nobody gets it by chance before it is used."""
+    lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    for port in random.SystemRandom().sample(range(lowest // 2, lowest), 100):
+        with socket.socket() as listener, suppress(OSError):
+            listener.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("of 100 ports none is free")
 
 
 def listens(port: int) -> bool:
@@ -160,29 +163,26 @@ def seen(images: list[bytes], tmp_path_factory: pytest.TempPathFactory) -> Itera
         def answered(more: int) -> None:
             """Wait until every sender has so many answers more."""
             enough = [len(one.answers) + more for one in everybody]
-            _until(lambda: all(len(one.answers) >= n or one.error for one, n in zip(everybody, enough, strict=True)))
+            until(
+                lambda: all(len(one.answers) >= n or one.error for one, n in zip(everybody, enough, strict=True)),
+                "answers",
+                PATIENCE_S,
+            )
 
         answered(20)
         first.process.send_signal(signal.SIGTERM)
-        _until(lambda: first.process.poll() is not None)
+        until(lambda: first.process.poll() is not None, "the end of the first server", PATIENCE_S)
         streams = [line for line in first.records() if line["method"] == "encode_stream"]
         exit_code = first.end()
         answered(20)  # by the other one alone
         anew = serve(root / "anew", ports[0]).ready()
         ending.callback(anew.end)
-        _until(lambda: anew.metric("viq_images_total") > 0)
+        until(lambda: anew.metric("viq_images_total") > 0, "images at the server that is back", PATIENCE_S)
         answered(20)
         going.clear()
         for one in everybody:
             one.finish(PATIENCE_S)
         yield Seen(senders, exit_code, streams)
-
-
-def _until(condition: Any) -> None:
-    ends = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < ends
-        threading.Event().wait(0.02)
 
 
 def codes_of(result: pb.Result) -> Codes:

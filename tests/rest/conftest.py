@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import uvloop
 from PIL import Image
+from tests.waiting import until
 
 from viq import Codes
 from viq_serving.app import Service
@@ -47,13 +48,21 @@ def _serving(**flags: object) -> Iterator[httpx.Client]:
     thread.start()
     try:
         with httpx.Client(base_url=f"http://{addresses.get(timeout=60).http}", timeout=60) as client:
-            while client.get("/readyz").status_code != 200:
-                pass
+            until(lambda: client.get("/readyz").status_code == 200, "readiness")
             yield client
     finally:
         service.stop()
         thread.join(60)
     assert codes.get_nowait() == 0
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _parting_at_once() -> Iterator[None]:
+    """These servers end without the time that callers elsewhere are given to hear of it."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("_ARRIVING_S", "_REFUSING_S"):
+            patch.setattr(f"viq_serving.app.{name}", 0.0)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, suppre
 
 import httpx
 import pytest
+from tests.waiting import until
 
 MakeImage = Callable[..., bytes]
 Serve = Callable[..., AbstractContextManager[httpx.Client]]
@@ -72,8 +73,7 @@ def test_over_the_limit_of_connections_work_is_503_and_probes_are_answered(small
         with dial(small) as wire:
             wire.sendall(upload)
             assert rest(wire).startswith(b"HTTP/1.1 503 ")
-    while not request(small, "/v1/models", "Connection: close").startswith(b"HTTP/1.1 200 "):
-        pass  # they have gone
+    until(lambda: request(small, "/v1/models", "Connection: close").startswith(b"HTTP/1.1 200 "), "they have gone")
 
 
 def test_far_over_the_limit_connections_are_hung_up_on(small: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:

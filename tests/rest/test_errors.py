@@ -164,7 +164,7 @@ def test_more_images_than_the_limit_are_413(client: httpx.Client) -> None:
     assert_error(client.post("/v1/decode", json={"results": [{}] * 65}), 413, "too_large", "64")
 
 
-@pytest.mark.parametrize("path", ["/", "/v1", "/v1/encode/", "/v1/nothing", "/metrics/x"])
+@pytest.mark.parametrize("path", ["/v1", "/v1/encode/", "/v1/nothing", "/metrics/x"])
 def test_no_such_path_is_404(client: httpx.Client, path: str) -> None:
     assert_error(client.get(path), 404, "not_found", path)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from tests.waiting import until
 
 MakeImage = Callable[..., bytes]
 Serve = Callable[..., AbstractContextManager[httpx.Client]]
@@ -128,15 +129,13 @@ def test_limits_of_a_file_that_changes_hold_within_a_second_and_count_what_is_un
     with limited.under_way("few"):
         assert limited.encode("few", image).status_code == 429
         rewrite(LINES.replace("max-requests=1", "max-requests=2"))
-        while limited.encode("few", image).status_code == 429:
-            pass
+        until(lambda: limited.encode("few", image).status_code != 429, "the larger limit")
         with limited.under_way("few"):
             reply = limited.encode("few", image)
             assert "2 requests of this key are held and 1 more asked for, the limit is 2" in reply.text
             rewrite(LINES)
-            while "the limit is 2" in (reply := limited.encode("few", image)).text:
-                pass
-            assert "2 requests of this key are held and 1 more asked for, the limit is 1" in reply.text
+            said = "2 requests of this key are held and 1 more asked for, the limit is 1"
+            until(lambda: said in limited.encode("few", image).text, "the smaller limit")
 
 
 def test_the_log_names_the_caller_and_not_the_key(

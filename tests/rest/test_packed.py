@@ -8,9 +8,12 @@ import socket
 import zlib
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 
 import httpx
 import pytest
+from tests.rest.wires import said
+from tests.waiting import until
 
 from viq import ViQ
 from viq_serving.allowance import Allowance
@@ -54,9 +57,12 @@ def held(client: httpx.Client, room: Allowance) -> Iterator[None]:
         for count in (1, 2):
             wire = stack.enter_context(dial(client))
             wire.sendall(head(f"Content-Length: {MAX_BODY}"))
-            while room.held_now < count * MAX_BODY:
-                pass
+            until(partial(_held, room, count * MAX_BODY), "the body has its room")
         yield
+
+
+def _held(room: Allowance, least: int) -> bool:
+    return room.held_now >= least
 
 
 def dial(client: httpx.Client) -> socket.socket:
@@ -69,7 +75,7 @@ def head(*lines: str) -> bytes:
 
 def answer(wire: socket.socket) -> tuple[int, bytes, dict[str, dict[str, str]]]:
     """Status, head and JSON of all that comes until the server closes."""
-    reply = b"".join(iter(lambda: wire.recv(65536), b""))
+    reply = said(wire)
     start, _, body = reply.partition(b"\r\n\r\n")
     return int(start.split()[1]), start.lower(), json.loads(body)
 
@@ -166,8 +172,7 @@ def test_bodies_that_together_are_too_much_are_429_and_the_room_comes_back(
         assert narrow.get("/readyz").status_code == 200
         assert narrow.post("/v1/encode", content=make_image(16, 16)).status_code == 200  # there is room for this
         assert room.held_now == 2 * MAX_BODY
-    while room.held_now:
-        pass  # the two have left
+    until(lambda: not room.held_now, "the two have left")
     assert narrow.post("/v1/encode", content=bytes(MAX_BODY)).status_code == 422
 
 
@@ -210,8 +215,7 @@ def test_however_a_request_ends_its_room_comes_back(
     body, headers = make_image(100, 100, "BMP"), {"Content-Type": content_type}
     for _ in range(10):  # which together are more than there is room for
         assert narrow.post(path, content=body, headers=headers).status_code == status
-    while room.held_now:
-        pass
+    until(lambda: not room.held_now, "all room has come back")
 
 
 def test_what_is_larger_than_all_the_room_is_413_and_not_429_for_ever(serve: Serve) -> None:

@@ -12,6 +12,8 @@ from typing import Any
 
 import httpx
 import pytest
+from tests.rest.wires import said
+from tests.waiting import until
 
 from viq import Codes, ViQ
 from viq.launched import Launched
@@ -127,7 +129,7 @@ def test_the_time_a_body_takes_to_come_counts(client: httpx.Client, make_image: 
     begun = time.monotonic()
     with dial(client) as wire:
         wire.sendall(post("/v1/encode", make_image(), "ViQ-Timeout-Ms: 200", "Connection: close")[:-5])
-        reply = rest(wire)
+        reply = said(wire)
     assert reply.startswith(b"HTTP/1.1 504 ")
     assert json.loads(reply.partition(b"\r\n\r\n")[2])["error"]["code"] == "deadline_exceeded"
     assert 0.15 < time.monotonic() - begun < 10
@@ -159,10 +161,8 @@ def test_a_caller_who_leaves_is_counted_and_its_work_withdrawn(
             assert model.entered.wait(20)
             with dial(client) as leaving:
                 leaving.sendall(post(path, make_image(seed=2), *lines))
-                while sample(client, "viq_queue_requests") < 1:
-                    pass
-            while sample(client, series) == before:
-                pass
+                until(lambda: sample(client, "viq_queue_requests") >= 1, "it waits")
+            until(lambda: sample(client, series) != before, "it is counted")
             assert sample(client, "viq_queue_requests") == 0
             assert tokenizer.bodies.held_now == len(make_image(seed=1))
         assert rest(first).startswith(b"HTTP/1.1 200 ")
@@ -183,11 +183,9 @@ def test_a_caller_who_leaves_mid_batch_does_not_disturb_its_neighbours(held: Ser
             leaving.sendall(post("/v1/encode", make_image(seed=1)))
             assert model.entered.wait(20)
             staying.sendall(post("/v1/encode", make_image(seed=2), "Connection: close"))
-            while sample(client, "viq_queue_requests") < 1:
-                pass
+            until(lambda: sample(client, "viq_queue_requests") >= 1, "one waits")
             leaving.close()
-            while sample(client, series) == before:
-                pass
+            until(lambda: sample(client, series) != before, "it is counted")
         assert rest(staying).startswith(b"HTTP/1.1 200 ")
 
 
@@ -200,8 +198,7 @@ def test_a_caller_who_leaves_behind_pipelined_requests_is_noticed(held: Server, 
         with dial(client) as leaving:
             leaving.sendall(post("/v1/encode", make_image()) + b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n" * 3)
             assert model.entered.wait(20)
-        while sample(client, series) == before:
-            pass
+        until(lambda: sample(client, series) != before, "it is counted")
     assert tokenizer.bodies.held_now == 0
 
 
@@ -245,8 +242,7 @@ def test_images_that_all_waited_too_long_are_one_refusal_without_results(
             first.sendall(post("/v1/encode", make_image(), "Connection: close"))
             assert model.entered.wait(20)
             second.sendall(post("/v1/encode", body + b"--x--\r\n", kind, "Connection: close"))
-            while sample(client, "viq_queue_oldest_seconds") <= 1.1:
-                pass
+            until(lambda: sample(client, "viq_queue_oldest_seconds") > 1.1, "it waits for too long")
         head, _, content = rest(second).partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 429 ")
     assert b"retry-after-ms: " in head.lower()
@@ -271,8 +267,7 @@ def test_a_lost_device_is_neither_ready_nor_alive(serve_app: ServeApp, make_imag
 
     with serve_app(app) as client:
         client.post("/v1/encode", content=make_image())
-        while client.get("/readyz").status_code == 200:
-            pass
+        until(lambda: client.get("/readyz").status_code != 200, "the device is lost")
         for path in ("/livez", "/readyz"):
             reply = client.get(path)
             assert (reply.status_code, reply.json()["error"]["code"]) == (503, "not_ready")

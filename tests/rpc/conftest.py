@@ -6,7 +6,6 @@ import asyncio
 import io
 import queue
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import grpc
 import numpy as np
 import pytest
 from PIL import Image
+from tests.waiting import until
 
 from viq import ViQ
 from viq_serving.images import ImageLimits
@@ -68,10 +68,7 @@ class Door:
 
     def until(self, condition: Callable[[], bool], timeout_s: float = 30.0) -> None:
         """Wait for what happens here after a reply, or instead of one."""
-        ends, pause = time.monotonic() + timeout_s, threading.Event()
-        while not condition():
-            assert time.monotonic() < ends, "it did not come true in time"
-            pause.wait(0.005)
+        until(condition, "what was waited for", timeout_s)
 
     def sample(self, name: str, **labels: str) -> float:
         """A metric's value, 0 if there is none, when the loop has done what it had put off."""

@@ -8,12 +8,13 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
+from tests.waiting import until
 
 from viq_serving.images import encode_picture
 
@@ -45,8 +46,7 @@ def server(drain_delay: float = 0.0) -> Iterator[tuple[subprocess.Popen[str], ht
         assert running.stdout is not None
         address = running.stdout.readline().split()[-1]
         with httpx.Client(base_url=address, timeout=60) as client:
-            while client.get("/readyz").status_code != 200:
-                pass
+            until(lambda: client.get("/readyz").status_code == 200, "readiness")
             yield running, client
 
 
@@ -67,11 +67,8 @@ def test_a_signal_during_a_request_lets_it_finish_and_exits_0(number: signal.Sig
     with server() as (running, client), half_a_request(client) as wire:
         client.get("/livez")  # the server has taken the connection made before this one
         running.send_signal(number)
-        try:
-            while client.get("/livez").status_code == 200:
-                pass
-        except httpx.TransportError:
-            pass  # it no longer listens: only our half request keeps it
+        with suppress(httpx.TransportError):  # it no longer listens: only our half request keeps it
+            until(lambda: client.get("/livez").status_code != 200, "the port is closed")
         assert running.poll() is None
         wire.sendall(IMAGE[10:])
         assert rest_of_reply(wire).startswith(b"HTTP/1.1 200 ")
@@ -81,8 +78,7 @@ def test_a_signal_during_a_request_lets_it_finish_and_exits_0(number: signal.Sig
 def test_draining_is_not_ready_but_alive_and_still_answers() -> None:
     with server(drain_delay=60) as (running, client):
         running.send_signal(signal.SIGTERM)
-        while client.get("/readyz").status_code == 200:
-            pass
+        until(lambda: client.get("/readyz").status_code != 200, "it drains")
         reply = client.get("/readyz")
         assert (reply.status_code, reply.json()["error"]["code"]) == (503, "not_ready")
         assert reply.headers["Retry-After"]
@@ -112,12 +108,8 @@ def test_weights_that_cannot_be_loaded_exit_3_and_name_the_folder(tmp_path: Path
 
 UNLIKE = """
 from viq import ViQ
-make = ViQ.__init__
-def unlike(self, *arguments, **named):
-    make(self, *arguments, **named)
-    if self.device == "cpu:0":
-        self.fingerprint = "0123456789abcdef.01234567"
-ViQ.__init__ = unlike
+make = ViQ._fingerprint
+ViQ._fingerprint = lambda self: "0123456789abcdef.01234567" if self.device == "cpu:0" else make(self)
 """
 
 

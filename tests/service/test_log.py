@@ -15,6 +15,7 @@ import httpx
 import numpy as np
 import pytest
 from PIL import Image
+from tests.waiting import until
 
 from viq_serving.log import JsonLines, TextLines, configure
 
@@ -153,8 +154,7 @@ def _session(url: str) -> None:
     exif[0x010E] = MARK
     Image.fromarray(noise).save(image, "TIFF", exif=exif)
     with httpx.Client(base_url=url, timeout=60) as client:
-        while client.get("/readyz").status_code != 200:
-            pass
+        until(lambda: client.get("/readyz").status_code == 200, "readiness")
         client.headers["Authorization"] = f"Bearer {KEY}"
 
         def encode(

@@ -15,6 +15,7 @@ import grpc
 import httpx
 import numpy as np
 import pytest
+from tests.waiting import until
 
 from viq_serving.images import encode_picture
 from viq_serving.pb import viq_pb2 as pb
@@ -51,8 +52,7 @@ def hanging(
         try:
             assert process.stdout is not None
             http, rpc = (process.stdout.readline().split()[-1].removeprefix("http://") for _ in range(2))
-            while httpx.get(f"http://{http}/readyz", timeout=60).status_code != 200:
-                assert process.poll() is None
+            until(lambda: httpx.get(f"http://{http}/readyz", timeout=60).status_code == 200, "readiness")
             yield process, http, rpc
         finally:
             process.kill()
@@ -119,8 +119,7 @@ def test_a_second_signal_ends_also_a_process_whose_device_hangs(number: signal.S
         assert process.stdout is not None
         assert process.stdout.readline() == "hangs\n"
         process.send_signal(number)
-        while httpx.get(f"http://{http}/readyz", timeout=60).status_code == 200:  # the first is not obeyed yet
-            pass
+        until(lambda: httpx.get(f"http://{http}/readyz", timeout=60).status_code != 200, "the first signal is heard")
         assert process.poll() is None
         process.send_signal(number)
         assert process.wait(20) == 128 + number

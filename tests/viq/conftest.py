@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from tests.viq.conversion import FORMATS, HEADS, TRAINED, Alter, contents
+from tests.viq.weights_folder import ENCODER, Write, save, states
 from torch import Tensor
 
+from viq.convert import PREFIX, convert
+from viq.errors import WeightsError
 from viq.random_weights import Layout, State, drawer_state, embedder_state, encoder_state
+from viq.tensor_file import open_tensors
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 TINY = Layout(size="16k", width=64, depth=1, heads=4, headwise_width=16, grid=128, vae_base=4, head_blocks=1)
+SMALL_ENCODER = Layout(size="16k", width=32, depth=1, heads=4, headwise_width=16, grid=4, vae_base=4, head_blocks=1)
 MakeRoot = Callable[..., Path]
 
 
@@ -72,6 +79,108 @@ def save_root(
             save_file(state, folder / f"{stem}.safetensors")
     (folder / "viq.json").write_text(f'{{"num_heads": {heads}}}\n')
     return root
+
+
+@pytest.fixture(scope="session")
+def state() -> State:
+    """The tensors of a tiny encoder."""
+    return encoder_state(SMALL_ENCODER)
+
+
+@pytest.fixture(scope="session")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int, str, str], bytes]:
+    """The bytes of an unchanged file, saved once a session: most tests change one of three."""
+    folder = tmp_path_factory.mktemp("saved")
+
+    @cache
+    def content(size: str, seed: int, stem: str, suffix: str) -> bytes:
+        save(states(size, seed)[stem], folder / f"{stem}{suffix}")
+        return (folder / f"{stem}{suffix}").read_bytes()
+
+    return content
+
+
+@pytest.fixture
+def write(tmp_path: Path, saved: Callable[[str, int, str, str], bytes]) -> Write:
+    """Writes a whole weights folder, with changes to the tensors of one file; returns the folder."""
+
+    def write(
+        suffix: str = ".pth",
+        stem: str = ENCODER,
+        changes: Mapping[str, Tensor | None] | None = None,
+        size: str = "16k",
+        seed: int = 0,
+    ) -> Path:
+        folder = tmp_path / f"converted_{size}"
+        folder.mkdir(exist_ok=True)
+        for name, state in states(size, seed).items():
+            path = folder / f"{name}{suffix}"
+            if changes and name == stem:
+                changed = {**state, **changes}
+                save({k: t for k, t in changed.items() if t is not None}, path)
+            else:
+                path.write_bytes(saved(size, seed, name, suffix))
+        (folder / "viq.json").write_text('{"num_heads": 4}\n')
+        return folder
+
+    return write
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Matrices this small only lose by being shared between threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def converted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The golden training checkpoint converted with verification, by format."""
+    return {
+        form: convert(TRAINED, "4k", tmp_path_factory.mktemp(form), num_heads=HEADS, file_format=form, verify=True)
+        for form in FORMATS
+    }
+
+
+@pytest.fixture(scope="session")
+def trained() -> dict[str, Tensor]:
+    """The golden training checkpoint's tensors."""
+    return dict(open_tensors(TRAINED))
+
+
+@pytest.fixture
+def alter(tmp_path: Path, trained: dict[str, Tensor]) -> Alter:
+    """Writes the training checkpoint with changes, named without the prefix; `None` takes a tensor out."""
+
+    def alter(changes: Mapping[str, Tensor | None]) -> Path:
+        changed = {**trained, **{PREFIX + name: tensor for name, tensor in changes.items()}}
+        path = tmp_path / "vision_tower.pth"
+        torch.save({name: tensor for name, tensor in changed.items() if tensor is not None}, path)
+        return path
+
+    return alter
+
+
+@pytest.fixture
+def refusal(tmp_path: Path) -> Callable[..., str]:
+    """Converts into a root that holds something, expects a `WeightsError` that names the checkpoint and no change."""
+
+    def refusal(checkpoint: Path, size: str = "4k", file_format: str = "pth", num_heads: int = HEADS) -> str:
+        root, absent = tmp_path / "root", tmp_path / "absent"
+        (root / "converted_16k").mkdir(parents=True, exist_ok=True)
+        (root / "converted_16k" / "viq.json").write_text("{}")
+        before = sorted(root.rglob("*")), contents(root)
+        for target in (root, absent):
+            with pytest.raises(WeightsError) as caught:
+                convert(checkpoint, size, target, num_heads=num_heads, file_format=file_format)
+        assert (sorted(root.rglob("*")), contents(root)) == before
+        assert not absent.exists()
+        assert str(checkpoint) in str(caught.value)
+        return str(caught.value)
+
+    return refusal
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -132,7 +133,7 @@ def test_the_embedder_refuses_what_are_no_codes(make_root: MakeRoot, codes: list
         ({"size": "3k"}, UnknownModel, "3k"),
     ],
 )
-def test_options_there_are_not_are_refused_by_name(options: dict[str, str], error: type[Exception], named: str) -> None:
+def test_options_there_are_not_are_refused_by_name(options: dict[str, Any], error: type[Exception], named: str) -> None:
     with pytest.raises(error, match=named):
         ViQ.from_pretrained(**{"device": "cpu", **options})
 

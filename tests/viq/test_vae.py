@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from diffusers import AutoencoderKLQwenImage
 
 from viq.checkpoint import load_decoder
 from viq.decoder import Decoder
 from viq.random_weights import Layout, drawer_state
 from viq.tensor_file import TensorFile
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKLQwenImage
 
 TOLERANCE = 5e-5  # float32 sums in another order; a wrong time slice is off by tenths
 LAYOUT = Layout(size="16k", width=64, heads=4, vae_base=8)
@@ -25,6 +28,8 @@ def decoder() -> Decoder:
 
 @pytest.fixture(scope="module")
 def published() -> AutoencoderKLQwenImage:
+    from diffusers import AutoencoderKLQwenImage  # takes seconds, which only this file should
+
     vae = AutoencoderKLQwenImage(base_dim=LAYOUT.vae_base).eval()
     prefix = "vae_head.vae."
     state = {k.removeprefix(prefix): v for k, v in drawer_state(LAYOUT).items() if k.startswith(prefix)}

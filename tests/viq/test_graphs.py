@@ -1,0 +1,104 @@
+"""The buffers of recorded graphs; on a CPU, where nothing can be recorded, they are computed on again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from viq.attention import attention, by_size
+from viq.encoder import Encoder, EncoderShape
+from viq.errors import InvalidInput
+from viq.graphs import BUDGETS, SLOTS, Graphs, check_experiments
+from viq.packing import Ends, Packing
+
+SHAPE = EncoderShape(32, 1, 2, 1, 1, 16, 8, (8, 8, 8, 6, 5))
+
+
+@pytest.fixture(scope="module")
+def encoder() -> Encoder:
+    torch.manual_seed(0)
+    made = Encoder(SHAPE)
+    torch.nn.init.normal_(made.pos_embed)
+    return made.requires_grad_(False).eval()
+
+
+def again(run: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+    out = run().clone()
+
+    def replay() -> None:
+        out.copy_(run())
+
+    return replay, out
+
+
+@torch.inference_mode()
+def test_packs_of_every_kind_have_the_eager_codes_though_they_share_buffers(encoder: Encoder) -> None:
+    recorded: list[int] = []
+
+    def record(run: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+        recorded.append(1)
+        return again(run)
+
+    graphs = Graphs(encoder, record)
+    packs = ([(16, 16)], [(1, 1)], [(3, 5), (7, 7), (1, 9)], [(2, 2)] * SLOTS, [(15, 17)], [(20, 20), (1, 1)], [(4, 4)])
+    for seed, grids in enumerate(packs):
+        packing = Packing.of(grids, 128)
+        patches = torch.randn(packing.rows, 768, generator=torch.Generator().manual_seed(seed))
+        codes = graphs.codes(patches, packing)
+        assert codes is not None
+        assert torch.equal(codes, encoder(patches, packing)[: packing.patches * 4]), grids
+    assert len(recorded) == 2  # graphs of 256 and of 512 rows
+
+
+@torch.inference_mode()
+def test_packs_too_large_for_a_graph_are_left_to_the_eager_network(encoder: Encoder) -> None:
+    graphs = Graphs(encoder, again)
+    for grids in ([(BUDGETS[-1] + 1, 1)], [(1, 1)] * (SLOTS + 1)):
+        packing = Packing.of(grids, 128)
+        assert graphs.codes(torch.zeros(packing.rows, 768), packing) is None
+
+
+def test_images_are_attended_by_their_own_size_whatever_lies_beside_them() -> None:
+    q, k, v = (torch.randn(200, 2, 16, generator=torch.Generator().manual_seed(i)) for i in range(3))
+    calls: list[tuple[str, int]] = []
+
+    def small(a: Tensor, b: Tensor, c: Tensor, where: Ends) -> Tensor:
+        calls.append(("small", len(a)))
+        return attention(a, b, c, where)
+
+    def large(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+        calls.append(("large", len(a)))
+        return attention(a, b, c, Packing.of([(1, len(a))]))
+
+    for sizes, expected in (
+        ((20, 30, 50, 60, 7), [("small", 50), ("large", 50), ("large", 60), ("small", 40)]),
+        ((50, 49), [("large", 50), ("small", 49), ("large", 101)]),  # the rows of nobody are attended, too
+        ((200,), [("large", 200)]),
+        ((3,) * 60, [("small", 200)]),
+    ):
+        calls.clear()
+        packing = Packing.of([(1, size) for size in sizes], 200, 50)
+        out = by_size(q, k, v, packing, small, large)
+        assert calls == expected
+        whole = attention(q, k, v, Packing.of([(1, size) for size in sizes]))
+        assert torch.equal(out[: packing.patches], whole[: packing.patches])
+
+
+@pytest.mark.parametrize(
+    ("device", "head", "graphs", "from_", "told"),
+    [
+        ("cpu", "eager", True, 0, "not for head eager on cpu"),
+        ("cuda", "compile", False, 4096, "not for head compile on cuda"),
+        ("cuda", "eager", True, 2048, "images of up to 2048 are for CUDA graphs"),
+        ("cuda", "eager", False, -1, "from -1 patches"),
+    ],
+)
+def test_experiments_that_mean_nothing_or_would_move_codes_are_refused(
+    device: str, head: str, graphs: bool, from_: int, told: str
+) -> None:
+    with pytest.raises(InvalidInput, match=told):
+        check_experiments(torch.device(device), head, ("encoder",), graphs, from_)
+    check_experiments(torch.device("cuda"), "eager", ("encoder",), True, 2049)

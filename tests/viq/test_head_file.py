@@ -1,0 +1,197 @@
+"""Files of compiled heads: what they say of themselves, and which are refused before anything in them runs."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from viq import ViQ
+from viq.errors import InvalidInput, WeightsError
+from viq.head_file import ENTRY, read_facts
+from viq.random_weights import Layout, encoder_state
+from viq_serving.cli.main import main
+
+LAYOUT = Layout(size="16k", width=32, depth=1, heads=2, headwise_width=16, head_blocks=1, headwise_blocks=1, grid=4)
+
+
+def saved(root: Path, seed: int) -> Path:
+    folder = root / "converted_16k"
+    folder.mkdir(parents=True)
+    torch.save(encoder_state(LAYOUT, seed), folder / "model_viq_fsq_16k.pth")
+    (folder / "viq.json").write_text(f'{{"num_heads": {LAYOUT.heads}}}\n')
+    return root
+
+
+@pytest.fixture(scope="module")
+def roots(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Two sets of weights of one shape."""
+    folder = tmp_path_factory.mktemp("roots")
+    return saved(folder / "one", 0), saved(folder / "two", 1)
+
+
+@pytest.fixture(scope="module")
+def file(roots: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("head") / "head.pt"
+    loaded(roots[0]).build_head("torchscript", path)
+    return path
+
+
+def loaded(root: Path, head: str = "eager", *files: Path | str, dtype: str = "float32") -> ViQ:
+    return ViQ.from_pretrained(
+        root, "16k", device="cpu", dtype=dtype, parts=("encoder",), head=head, head_file=list(files)
+    )
+
+
+def changed(file: Path, path: Path, **facts: object) -> Path:
+    """A copy of a head file that says something else of itself."""
+    with zipfile.ZipFile(file) as old, zipfile.ZipFile(path, "w") as new:
+        for one in old.infolist():
+            data = old.read(one)
+            if one.filename.endswith(ENTRY):
+                data = json.dumps({**json.loads(data), **facts}).encode()
+            new.writestr(one.filename, data)
+    return path
+
+
+def test_a_head_file_says_what_it_is_for(roots: tuple[Path, Path], file: Path) -> None:
+    model, facts = loaded(roots[0]), read_facts(file)
+    assert (facts.format, facts.family, facts.size, facts.dtype) == ("torchscript", model.family, "16k", "float32")
+    assert facts.device.startswith("cpu/")
+    assert facts.torch == ".".join(torch.__version__.split(".")[:2])
+
+
+def test_a_head_of_other_weights_is_refused_and_the_right_one_of_several_is_taken(
+    roots: tuple[Path, Path], file: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(WeightsError, match=f"no head file for weights {loaded(roots[1]).family}.*{file}"):
+        loaded(roots[1], "torchscript", file)
+    other = tmp_path / "other.pt"
+    loaded(roots[1]).build_head("torchscript", other)
+    assert loaded(roots[1], "torchscript", file, other).head == "torchscript"
+
+
+@pytest.mark.parametrize(
+    ("fact", "value"),
+    [
+        ("torch", "1.0"),
+        ("device", "cuda/sm_90"),
+        ("dtype", "bfloat16"),
+        ("format", "aoti"),
+        ("width", 1536),
+        ("cpu", "0"),
+    ],
+)
+def test_a_head_made_for_something_else_is_refused_by_name_without_loading_it(
+    roots: tuple[Path, Path], file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fact: str, value: object
+) -> None:
+    other = changed(file, tmp_path / "head.pt", **{fact: value})
+    monkeypatch.setattr(torch.jit, "load", None)
+    with pytest.raises(WeightsError, match=f"{other}: is for {fact} {value}, expected"):
+        loaded(roots[0], "torchscript", other)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [(b"", "not readable"), (b"PK\x03\x04 nothing", "not readable"), (b"\x80\x02}q\x00.", "not readable")],
+)
+def test_what_is_no_head_file_is_refused(roots: tuple[Path, Path], tmp_path: Path, content: bytes, told: str) -> None:
+    path = tmp_path / "head.pt"
+    path.write_bytes(content)
+    with pytest.raises(WeightsError, match=told):
+        loaded(roots[0], "torchscript", path)
+
+
+def test_an_archive_without_facts_or_with_too_many_is_refused(roots: tuple[Path, Path], tmp_path: Path) -> None:
+    for content, told in (({}, "no head made by"), ({ENTRY: "{"}, "not readable"), ({ENTRY: "{}"}, "not readable"),
+                          ({ENTRY: " " * 70_000}, "at most 65536")):  # fmt: skip
+        path = tmp_path / "head.pt"
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, text in content.items():
+                archive.writestr(name, text)
+        with pytest.raises(WeightsError, match=told):
+            loaded(roots[0], "torchscript", path)
+
+
+def test_a_truncated_head_is_refused(roots: tuple[Path, Path], file: Path, tmp_path: Path) -> None:
+    path = tmp_path / "head.pt"
+    path.write_bytes(file.read_bytes()[:-500])
+    with pytest.raises(WeightsError, match=r"head\.pt"):
+        loaded(roots[0], "torchscript", path)
+
+
+def test_onnx_that_is_none_or_says_nothing_of_itself_is_refused(roots: tuple[Path, Path], tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    path = tmp_path / "head.onnx"
+    path.write_bytes(b"\xff\xff\xff\xff nothing")
+    with pytest.raises(WeightsError, match="not readable as ONNX"):
+        loaded(roots[0], "onnx", path)
+    path.write_bytes(onnx.ModelProto().SerializeToString())
+    with pytest.raises(WeightsError, match="no property"):
+        loaded(roots[0], "onnx", path)
+
+
+def test_a_head_is_not_taken_from_weights_or_a_hub(roots: tuple[Path, Path], file: Path) -> None:
+    inside = roots[0] / "converted_16k" / "head.pt"
+    inside.write_bytes(file.read_bytes())
+    with pytest.raises(WeightsError, match="a head is code, and not taken from a folder of weights"):
+        loaded(roots[0], "torchscript", inside)
+    with pytest.raises(WeightsError, match="only taken from a path on this machine"):
+        loaded(roots[0], "torchscript", "hf:someone/heads/head.pt")
+    with pytest.raises(WeightsError, match="not taken from a folder of weights"):
+        loaded(roots[0]).build_head("torchscript", roots[0] / "converted_16k" / "another.pt")
+
+
+def test_heads_and_files_that_do_not_go_together_are_refused(roots: tuple[Path, Path], file: Path) -> None:
+    with pytest.raises(InvalidInput, match="there are eager, compile"):
+        loaded(roots[0], "caffe")
+    with pytest.raises(InvalidInput, match="a head file is for"):
+        loaded(roots[0], "compile", file)
+    with pytest.raises(WeightsError, match="viq build-head --format aoti"):
+        loaded(roots[0], "aoti")
+    with pytest.raises(InvalidInput, match=r"files of format torchscript end with \.pt"):
+        loaded(roots[0]).build_head("torchscript", Path("head.onnx"))
+    with pytest.raises(InvalidInput, match="a part of the encoder"):
+        ViQ.from_pretrained(device="cpu", parts=("embedder",), head="compile")
+    with pytest.raises(InvalidInput, match="CUDA graphs and cuDNN attention are for"):
+        ViQ.from_pretrained(roots[0], "16k", device="cpu", parts=("encoder",), cuda_graphs=True)
+
+
+def test_tensorrt_names_what_is_missing_and_leaves_no_file(roots: tuple[Path, Path], tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("a GPU is here")
+    with pytest.raises(WeightsError, match=r"TensorRT, which is not installed|torch finds no CUDA device"):
+        loaded(roots[0]).build_head("tensorrt", tmp_path / "head.engine")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command_builds_a_head_that_encode_and_info_take(
+    roots: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = ["--weights-root", str(roots[0]), "--size", "16k", "--device", "cpu"]
+    head = tmp_path / "head.pt"
+    assert main(["build-head", "--format", "torchscript", "-o", str(head), *weights]) == 0
+    assert f"{head}: torchscript for {loaded(roots[0]).family} (size 16k), float32, cpu/" in capsys.readouterr().out
+    picture = tmp_path / "picture.ppm"
+    picture.write_bytes(b"P6 20 40 255\n" + bytes(range(240)) * 10)
+    taken = ["--head", "torchscript", "--head-file", str(head)]
+    assert main(["encode", str(picture), "-o", str(tmp_path), *weights, *taken]) == 0
+    assert main(["encode", str(picture), "-o", str(tmp_path), *weights, "--head", "torchscript"]) == 3
+    assert "viq build-head" in capsys.readouterr().err
+    assert main(["encode", str(picture), "-o", str(tmp_path), *weights, "--head-file", str(head)]) == 2
+    assert main(["build-head", "--format", "torchscript", "-o", str(tmp_path / "no" / "head.pt"), *weights]) == 2
+
+
+def test_the_service_takes_of_several_heads_the_one_for_its_weights(file: Path, tmp_path: Path) -> None:
+    from viq_serving.app import _models
+    from viq_serving.settings import Settings
+
+    nano = ViQ.from_pretrained(device="cpu", parts=("encoder",))
+    nano.build_head("torchscript", tmp_path / "nano.pt")
+    settings = Settings.load({"device": "cpu", "head": "torchscript", "head_file": f"{file},{tmp_path / 'nano.pt'}"})
+    (model,) = _models(settings)
+    assert (model.head, model.invariant) == ("torchscript", True)
+    assert model.fingerprint != nano.fingerprint
