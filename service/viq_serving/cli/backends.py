@@ -129,6 +129,8 @@ def load(options: argparse.Namespace, parts: Collection[str]) -> ViQ:
                 device=options.device or "auto",
                 dtype=options.dtype or "auto",
                 parts=parts,
+                head=options.head or "eager",
+                head_file=options.head_file or (),
             )
         except InvalidInput as error:
             raise UsageError(str(error)) from None

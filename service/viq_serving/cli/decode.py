@@ -18,7 +18,7 @@ _SUFFIXES = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of the command."""
-    parser.add_argument("codes", nargs="+", metavar="CODES.npz", help="file written by viq encode")
+    parser.add_argument("codes", nargs="+", metavar="CODES", help=".npz or .viq file written by viq encode")
     options.add_output(parser)
     parser.add_argument("--format", choices=_SUFFIXES, default="png", help="of the pictures; default: png")
     # `viq encode cat.png && viq decode cat.npz` must not cost anyone the original picture.
@@ -36,5 +36,5 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _codes(job: Job) -> tuple[Codes, int]:
-    codes = Codes.from_npz(read(job.source, MAX_NPZ_BYTES))
+    codes = Codes.from_file(read(job.source, MAX_NPZ_BYTES))
     return codes, codes.grid[0] * codes.grid[1]

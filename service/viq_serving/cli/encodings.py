@@ -42,14 +42,15 @@ def encoding_of(args: argparse.Namespace, expected: str | None) -> Iterator[tupl
         from viq_serving.extract.here import Here
 
         devices = (args.device or "auto").split(",")
-        models = [load(argparse.Namespace(**{**vars(args), "device": one.strip()}), ("encoder",)) for one in devices]
+        parts = ("encoder",) if args.min_psnr is None else ("encoder", "decoder")
+        models = [load(argparse.Namespace(**{**vars(args), "device": one.strip()}), parts) for one in devices]
         model = models[0]
         for other in models[1:]:
             if other.fingerprint != model.fingerprint:
                 devices_differ = f"{model.device} gives {model.fingerprint}, {other.device} {other.fingerprint}"
                 raise Unusable(f"the devices would give different codes: {devices_differ}")
-        _note(model.size, model.untrained)
-        here = stack.enter_context(Here(models, LIMITS, exif=args.exif, alpha=args.alpha))
+        note(model.size, model.untrained)
+        here = stack.enter_context(Here(models, LIMITS, exif=args.exif, alpha=args.alpha, min_psnr=args.min_psnr))
         yield EncodingModel(model.fingerprint, model.size, LIMITS), here
 
 
@@ -66,7 +67,7 @@ def _there(args: argparse.Namespace, expected: str | None) -> Iterator[tuple[Enc
         held = ", ".join(str(row["size"]) for row in rows)
         raise Unusable(f"{args.server} does not serve size {args.size}; it has {held}")
     row, limits = wanted[0], wanted[0]["limits"]
-    _note(str(row["size"]), bool(row.get("untrained")))
+    note(str(row["size"]), bool(row.get("untrained")))
     fingerprint = str(row["fingerprint"])
     # Of several replicas each must give these codes, also those that come later.
     with Client(
@@ -77,7 +78,8 @@ def _there(args: argparse.Namespace, expected: str | None) -> Iterator[tuple[Enc
         yield model, There(client, size=model.size, exif=args.exif, alpha=args.alpha)
 
 
-def _note(size: str, untrained: bool) -> None:
+def note(size: str, untrained: bool) -> None:
+    """Say it where the weights are random."""
     if untrained:
         name = named(size, untrained)
         print(f"viq: {name}: random weights, the results carry no meaning; see --weights-root", file=sys.stderr)

@@ -14,15 +14,16 @@ from typing import TYPE_CHECKING, Any
 from viq.errors import InvalidInput, ViQError
 from viq_serving.cli import options
 from viq_serving.cli.backends import LIMITS
-from viq_serving.cli.encodings import encoding_of
+from viq_serving.cli.encodings import EncodingModel, encoding_of, note
 from viq_serving.cli.failures import DONE, SOME_FAILED, Unusable, UsageError
 from viq_serving.cli.progress import Progress
 from viq_serving.extract.errors import OutputMismatch
 from viq_serving.extract.meter import Meter
-from viq_serving.extract.output import FAILURES, Output, Run
+from viq_serving.extract.output import FAILURES, REJECTED, Output, Run
 from viq_serving.extract.sources import Pictures, Reading, Source, source_of
 
 if TYPE_CHECKING:
+    from viq_serving.extract.cluster import ClusterExtraction
     from viq_serving.extract.extraction import Extraction, Tally
 
 HELP = "many images to shards of codes, resumable; or, after the word verify, proof of what was extracted"
@@ -72,6 +73,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="seconds between lines where there is no terminal",
     )
+    parser.add_argument(
+        "--min-psnr",
+        type=_decibels,
+        metavar="DB",
+        help="decode each image's codes again, and leave out those that give back less than so many dB of PSNR: "
+        "rejected.jsonl names them; takes as long again, and is not for --server",
+    )
+    parser.add_argument(
+        "--ray",
+        metavar="ADDRESS",
+        help="compute on the Ray cluster at this address (host:6379, auto, local …), one actor a device; sources, OUT "
+        "and weights must be where all nodes reach them",
+    )
     parser.add_argument("--sample", type=_positive, default=256, metavar="N", help="images that verify encodes again")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="another seed, another sample")
     parser.add_argument("--api-key-file", type=Path, metavar="FILE", help="file that holds the server's key")
@@ -84,12 +98,18 @@ def run(args: argparse.Namespace) -> int:
     options.check_model(args)
     if args.api_key_file is not None and args.server is None:
         raise UsageError("--api-key-file needs --server")
+    if args.min_psnr is not None and args.server is not None:
+        raise UsageError("--min-psnr decodes here, it cannot be had with --server")
+    if args.ray is not None and (args.server is not None or args.part != (0, 1) or "," in (args.device or "")):
+        raise UsageError("--ray takes the devices of its cluster: no --server, no --part, and no list of devices")
     try:
         if args.output is None:
             if args.sources[0] != "verify" or len(args.sources) < 2:
                 raise UsageError("-o OUT is needed")
+            if args.ray is not None:
+                raise UsageError("verify reads here, not with --ray")
             return _verify(args, args.sources[1], args.sources[2:])
-        return _extract(args)
+        return _extract(args) if args.ray is None else _extract_on_ray(args)
     except OutputMismatch as error:
         raise Unusable(str(error)) from None
     except InvalidInput as error:
@@ -106,25 +126,63 @@ def _extract(args: argparse.Namespace) -> int:
     begun = output.begun()
     expected = None if begun is None else begun.fingerprint
     with output.opened(f"{part}-{parts}"), encoding_of(args, expected) as (model, encoding):
-        run_ = Run(
-            fingerprint=model.fingerprint,
-            size=model.size,
-            format=args.format,
-            shard_items=args.shard_items,
-            exif=args.exif,
-            alpha=args.alpha,
-            fields=_fields(args.fields),
-            image_field=args.image_field,
-            key_field=args.key_field,
-            max_bytes=model.limits.max_bytes,
-            max_pixels=model.limits.max_pixels,
-            max_patches=model.limits.max_patches,
-            sources=[_absolute(one) for one in args.sources],
-        )
-        extraction = Extraction(source, output, output.begin(run_), part=part, parts=parts)
+        run_ = output.begin(_run_of(args, model))
+        extraction = Extraction(source, output, run_, part=part, parts=parts)
         with _shown(extraction, source, args.report_every):
             manifest = extraction.run(encoding)
     return _conclude(args.output, extraction.tally, manifest)
+
+
+def _extract_on_ray(args: argparse.Namespace) -> int:
+    from viq_serving.extract import cluster
+
+    reading = _reading(args.fields, args.image_field, args.key_field)
+    sources, output = [_absolute(one) for one in args.sources], Output(_absolute(args.output))
+    weights, lock = options.weights_root(args), "0-1"  # that of a run without --part
+    job = cluster.Job(
+        sources=sources,
+        reading=reading,
+        output=output.address,
+        lock=lock,
+        weights_root=None if weights is None else weights if weights.startswith("hf:") else _absolute(weights),
+        size=args.size,
+        device=args.device or "auto",
+        dtype=args.dtype or "auto",
+        exif=args.exif,
+        alpha=args.alpha,
+        min_psnr=args.min_psnr,
+        limits=LIMITS,
+        head=args.head or "eager",
+        head_file=[_absolute(one) for one in args.head_file or ()],
+    )
+    source = source_of(sources, reading)
+    with output.opened(lock), cluster.connected(args.ray):
+        facts = cluster.facts(job)
+        note(facts.size, facts.untrained)
+        run_ = output.begin(_run_of(args, EncodingModel(facts.fingerprint, facts.size, LIMITS)))
+        extraction = cluster.ClusterExtraction(source, output, run_)
+        with _shown(extraction, extraction, args.report_every):
+            manifest = extraction.run(job)
+    return _conclude(args.output, extraction.tally, manifest)
+
+
+def _run_of(args: argparse.Namespace, model: EncodingModel) -> Run:
+    return Run(
+        fingerprint=model.fingerprint,
+        size=model.size,
+        format=args.format,
+        shard_items=args.shard_items,
+        exif=args.exif,
+        alpha=args.alpha,
+        fields=_fields(args.fields),
+        image_field=args.image_field,
+        key_field=args.key_field,
+        max_bytes=model.limits.max_bytes,
+        max_pixels=model.limits.max_pixels,
+        max_patches=model.limits.max_patches,
+        min_psnr=args.min_psnr,
+        sources=[_absolute(one) for one in args.sources],
+    )
 
 
 def _conclude(output: str, tally: Tally, manifest: dict[str, Any] | None) -> int:
@@ -136,6 +194,9 @@ def _conclude(output: str, tally: Tally, manifest: dict[str, Any] | None) -> int
         f"{output}: {manifest['images']} images in {manifest['shards']} shards{before}; {manifest['patches']} patches, "
         f"{manifest['failed']} failed; fingerprint {manifest['fingerprint']}"
     )
+    if manifest["rejected"]:
+        below = f"{manifest['rejected']} images have less than {manifest['min_psnr']:g} dB"
+        print(f"viq extract: {below} and were left out, see {output}/{REJECTED}", file=sys.stderr)
     if manifest["failed"]:
         print(f"viq extract: {manifest['failed']} images failed, see {output}/{FAILURES}", file=sys.stderr)
     return SOME_FAILED if manifest["failed"] else DONE
@@ -149,6 +210,9 @@ def _verify(args: argparse.Namespace, address: str, sources: list[str]) -> int:
     if begun is None:
         raise Unusable(f"{address} holds nothing that viq extract made")
     args.size, args.exif, args.alpha = args.size or begun.size, begun.exif, begun.alpha
+    if begun.min_psnr is not None and args.server is not None:
+        raise UsageError(f"{address} was made with --min-psnr, which cannot be verified with --server")
+    args.min_psnr = begun.min_psnr
     fields = None if begun.fields is None else ",".join(begun.fields) or "none"
     source = source_of(sources or begun.sources, _reading(fields, begun.image_field, begun.key_field))
     with encoding_of(args, None) as (model, encoding), Progress("verifying") as progress:
@@ -163,7 +227,9 @@ def _verify(args: argparse.Namespace, address: str, sources: list[str]) -> int:
 
 
 @contextmanager
-def _shown(extraction: Extraction, source: Source, report_every_s: float) -> Iterator[None]:
+def _shown(
+    extraction: Extraction | ClusterExtraction, source: Source | ClusterExtraction, report_every_s: float
+) -> Iterator[None]:
     """Tell how far it is: a line that changes on a terminal, elsewhere a new one now and then."""
     terminal, meter, over = sys.stderr.isatty(), Meter(time.monotonic()), threading.Event()
     every_s = _DRAW_EVERY_S if terminal else report_every_s
@@ -215,6 +281,16 @@ def _positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
     return number
+
+
+def _decibels(text: str) -> float:
+    try:
+        least = float(text)
+    except ValueError:
+        least = 0.0
+    if not 0 < least < 100:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of dB between 0 and 100")
+    return least
 
 
 def _part(text: str) -> tuple[int, int]:

@@ -54,7 +54,7 @@ def read(path: Path, max_bytes: int) -> bytes:
 
 
 def head(path: Path) -> bytes:
-    """The first bytes of a file, enough to tell an npz; empty if it cannot be read."""
+    """The first bytes of a file, enough to tell codes; empty if it cannot be read."""
     try:
         with path.open("rb") as file:
             return file.read(4)

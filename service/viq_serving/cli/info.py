@@ -42,6 +42,7 @@ def _here(args: argparse.Namespace) -> list[dict[str, Any]]:
         "width": model.width,
         "dtype": model.dtype,
         "device": model.device,
+        "head": model.head,
         "default": True,
         "weights_root": options.weights_root(args),
     }
@@ -63,6 +64,7 @@ def _lines(row: Mapping[str, Any]) -> Sequence[str]:
         "width": row.get("width"),
         "type": row["dtype"],
         "device": row["device"],
+        "head": row.get("head"),
         "weights": row.get("weights_root"),
         "limits": ", ".join(f"{name} {value}" for name, value in row.get("limits", {}).items()),
     }

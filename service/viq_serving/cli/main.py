@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from viq import __version__
-from viq_serving.cli import convert, decode, embed, encode, extract, info, plan, serve, verify
+from viq_serving.cli import bench, build_head, convert, decode, embed, encode, extract, info, plan, serve, tune, verify
 from viq_serving.cli.failures import UNUSABLE, USAGE, Unusable, UsageError
 
 COMMANDS = {
@@ -22,6 +22,9 @@ COMMANDS = {
     "plan": plan,
     "verify": verify,
     "extract": extract,
+    "bench": bench,
+    "tune": tune,
+    "build-head": build_head,
 }
 
 _INTERRUPTED, _NO_READER = 130, 141  # what a shell makes of SIGINT and SIGPIPE

@@ -11,10 +11,29 @@ from viq.pixels import ALPHA_RULES
 from viq_serving.cli.failures import UsageError
 
 DTYPES = ("auto", "bfloat16", "float32", "float16")
+HEADS = ("eager", "compile", "torchscript", "aoti", "onnx", "tensorrt")
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
     """Options that say which model computes, and where."""
+    group = add_weights(parser)
+    group.add_argument(
+        "--head",
+        choices=HEADS,
+        help="what computes the quantization head; default: eager. All but eager and compile need --head-file",
+    )
+    group.add_argument(
+        "--head-file",
+        action="append",
+        metavar="FILE",
+        help="a head made by viq build-head; it is code, which runs as this process. Repeatable: that for the weights "
+        "is taken",
+    )
+    group.add_argument("--server", metavar="URL", help="compute at this server, http://host:port, and not here")
+
+
+def add_weights(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Options that say which weights are loaded, and where."""
     group = parser.add_argument_group("model")
     group.add_argument(
         "--weights-root",
@@ -25,14 +44,14 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--size", choices=VARIANTS, metavar="S", help=f"one of {', '.join(VARIANTS)}")
     group.add_argument("--device", metavar="D", help="auto, cpu, cuda or cuda:N; default: auto")
     group.add_argument("--dtype", choices=DTYPES, help="compute type; default: auto, bfloat16 on CUDA, float32 on CPU")
-    group.add_argument("--server", metavar="URL", help="compute at this server, http://host:port, and not here")
+    return group
 
 
 def check_model(options: argparse.Namespace) -> None:
     """Raise `UsageError` for options that `--server` takes the meaning from."""
     if options.server is None:
         return
-    for name in ("weights_root", "device", "dtype"):
+    for name in ("weights_root", "device", "dtype", "head", "head_file"):
         if getattr(options, name) is not None:
             raise UsageError(f"--{name.replace('_', '-')} is for computing here, it has no meaning with --server")
 

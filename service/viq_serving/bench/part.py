@@ -1,0 +1,130 @@
+"""One generator: its share of a run's load, in this process or in one of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import os
+import sys
+import threading
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from time import monotonic
+from typing import Any, Self
+
+from viq_serving.bench.arrivals import Arrivals, Closed, Poisson, cycle
+from viq_serving.bench.doors.choice import door_of
+from viq_serving.bench.doors.door import Method, Target
+from viq_serving.bench.doors.payload import Payload
+from viq_serving.bench.handover import read_payload, write_results
+from viq_serving.bench.load import Load, Span, closed, opened
+from viq_serving.bench.seen import Seen
+
+READY = "ready"
+
+Begin = Callable[[], Awaitable[float]]
+"""Gives the moment to begin at, once all generators are ready."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one of `parts` generators does."""
+
+    door: str
+    method: Method
+    target: Target
+    arrivals: Arrivals
+    span: Span
+    seed: int
+    part: int = 0
+    parts: int = 1
+    check_all: bool = False
+
+    def to_json(self) -> str:
+        """As `of_json` reads it."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def of_json(cls, text: str) -> Self:
+        """What `to_json` wrote."""
+        held: dict[str, Any] = json.loads(text)
+        arrivals = held["arrivals"]
+        held["target"]["oip_shape"] = tuple(held["target"]["oip_shape"])
+        made = {
+            "target": Target(**held["target"]),
+            "span": Span(**held["span"]),
+            "arrivals": Closed(**arrivals) if "in_flight" in arrivals else Poisson(**arrivals),
+        }
+        return cls(**{**held, **made})
+
+
+async def work(job: Job, payload: Payload, begin: Begin) -> tuple[Load, Seen]:
+    """Do a job. Raises `InvalidInput` if its door cannot be opened so."""
+    _allow_files()
+    door = door_of(job.door, job.target, payload, job.method)
+    seen = Seen(wanted=job.method == "encode", all_of_them=job.check_all)
+    order = cycle(len(payload.files), job.seed, job.part, job.parts)
+    await door.open()
+    gc.collect()
+    gc.freeze()  # what is there stays: a collection that walks through it all would make the generator late
+    try:
+        if isinstance(job.arrivals, Closed):
+            load = await closed(door, job.arrivals, order, job.span, await begin(), seen)
+        else:
+            seed = job.seed * 1009 + job.part
+            load = await opened(door, job.arrivals, order, job.span, await begin(), seen, seed)
+    finally:
+        await door.close()
+        gc.unfreeze()
+    return load, seen
+
+
+def new_loop() -> asyncio.AbstractEventLoop:
+    """uvloop's event loop where it is installed, else asyncio's own."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop()
+    return uvloop.new_event_loop()
+
+
+def main() -> None:
+    """A process of its own: the folder and the job come on stdin, then, once all are ready, the moment to begin."""
+    folder, job = Path(sys.stdin.readline().rstrip("\n")), Job.of_json(sys.stdin.readline())
+    payload = read_payload(folder)
+
+    async def begin() -> float:
+        print(READY, flush=True)
+        moment = float(await asyncio.to_thread(sys.stdin.readline))
+        threading.Thread(target=_end_with_parent, daemon=True).start()
+        return moment
+
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        load, seen = runner.run(work(job, payload, begin))
+    write_results(folder, job.part, load, seen)
+
+
+async def at_once() -> float:
+    """The moment to begin of a generator that waits for no other."""
+    return monotonic()
+
+
+def _allow_files() -> None:
+    """Let this process have as many open files as it may: in an open loop each request may be a connection."""
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def _end_with_parent() -> None:
+    """Who started this process is gone when its end of the pipe is: then nobody wants the results."""
+    while os.read(0, 1):
+        pass
+    os._exit(1)

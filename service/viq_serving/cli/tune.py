@@ -1,0 +1,137 @@
+"""`viq tune`: measures this machine and says how to set the service."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from viq.errors import InvalidInput, ViQError
+from viq_serving.cli import options
+from viq_serving.cli.bench_options import counts, fraction, positive, seconds
+from viq_serving.cli.failures import DONE, Unusable, UsageError, require
+from viq_serving.cli.progress import Progress
+
+if TYPE_CHECKING:
+    from viq_serving.tune.advice import Advice
+    from viq_serving.tune.measurement import Measurement
+
+HELP = "measure this machine with a mix of sizes, and say which batch budget, limits and replicas to set"
+
+_CPU_BUDGETS, _CUDA_BUDGETS = (256, 512, 1024, 2048, 4096), (2048, 4096, 8192, 16_384, 32_768)
+_LOADS = (0.5, 0.9)
+_EPILOG = """
+The engine of the service is measured in this process, image files and all, without HTTP or gRPC: callers that wait
+for their answers under each batch budget in turn, then with more replicas, then requests at random times at 50 % and
+90 % of what that achieved. Nothing else should run meanwhile.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of the command."""
+    parser.epilog, parser.formatter_class = _EPILOG, argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--mix", default="photos", help="sizes of images, as those of viq bench; default: photos")
+    parser.add_argument("--scale", type=seconds, default=1.0, metavar="F", help="times all sides; default: 1")
+    parser.add_argument("--pictures", type=positive, default=32, metavar="N", help="different ones; default: 32")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of pictures and arrivals; default: 0")
+    parser.add_argument("--budgets", type=counts, metavar="N,…", help="patches a batch to try; default: by the device")
+    parser.add_argument("--replicas", type=counts, metavar="N,…", help="to try; default: 1,2 on a CPU, else 1")
+    parser.add_argument("--loads", type=fraction, default=_LOADS, metavar="P%,…", help="default: 50%%,90%%")
+    parser.add_argument("--in-flight", type=positive, default=16, metavar="N", help="callers that wait; default: 16")
+    parser.add_argument("--duration", type=seconds, default=8.0, metavar="S", help="of each run; default: 8")
+    parser.add_argument("--warm-up", type=seconds, default=2.0, metavar="S", help="before each run; default: 2")
+    parser.add_argument("--rounds", type=positive, default=3, metavar="N", help="of the choices; default: 3")
+    parser.add_argument("--quick", action="store_true", help="one short round of three budgets: seconds, and rough")
+    parser.add_argument("--form", choices=("text", "env", "configmap"), default="text", help="default: text")
+    parser.add_argument("--json", action="store_true", help="print all that was measured as JSON")
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="where the same goes, too")
+    options.add_model(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure and print; returns the exit code."""
+    if args.server is not None:
+        raise UsageError("--server: tune measures this machine; use viq bench for a server")
+    require("torch", "prometheus_client")
+    from viq_serving.openmp import spin_briefly
+
+    spin_briefly()
+    try:
+        advice = _advised(args)
+    except InvalidInput as error:
+        raise UsageError(str(error)) from None
+    except ViQError as error:
+        raise Unusable(str(error)) from None
+    from viq_serving.tune.forms import written
+
+    text = json.dumps(advice.to_dict(), indent=1) + "\n" if args.json else written(advice, args.form)
+    print(text, end="")
+    if args.output is not None:
+        args.output.write_text(text, encoding="utf-8")
+    return DONE
+
+
+def _advised(args: argparse.Namespace) -> Advice:
+    import torch
+
+    from viq_serving.bench.load import Span
+    from viq_serving.bench.mixes import mix_of
+    from viq_serving.bench.pictures import pictures_of
+    from viq_serving.bench.result import machine
+    from viq_serving.bench.session import mix_row
+    from viq_serving.cli.backends import load
+    from viq_serving.tune.advice import Advice
+    from viq_serving.tune.measurement import Measurement
+
+    if args.quick:
+        args.rounds, args.duration, args.warm_up = 1, min(args.duration, 0.5), min(args.warm_up, 0.1)
+    mix = mix_of(args.mix).scaled(args.scale)
+    model = load(args, ("encoder", "embedder", "decoder"))
+    budgets = args.budgets or (_CPU_BUDGETS if model.device.startswith("cpu") else _CUDA_BUDGETS)
+    replicas = args.replicas or ((1, 2) if model.device.startswith("cpu") and torch.get_num_threads() > 1 else (1,))
+    steps = args.rounds * (len(budgets) + (len(replicas) if len(replicas) > 1 else 0)) + len(args.loads)
+    with Progress("drawing pictures", args.pictures) as progress:
+        files = pictures_of(mix, args.pictures, args.seed, advance=progress.advance)
+    described = {"size": model.size, "fingerprint": model.fingerprint, "device": model.device, "dtype": model.dtype}
+    advice = Advice({**mix_row(mix, files, args.seed), "scale": args.scale}, described, machine())
+    span = Span(args.warm_up, args.duration)
+    measurement = Measurement(model, files, span, args.seed, torch.get_num_threads())
+    if args.quick and args.budgets is None:
+        budgets = budgets[1:4]
+    with Progress("measuring", steps) as progress:
+        _choose(args, advice, measurement, budgets, replicas, progress)
+    return advice
+
+
+def _choose(
+    args: argparse.Namespace,
+    advice: Advice,
+    measurement: Measurement,
+    budgets: Sequence[int],
+    replicas: Sequence[int],
+    progress: Progress,
+) -> None:
+    """Budgets in turn, then replicas, then loads of what was chosen."""
+    from viq_serving.bench.arrivals import Closed, Poisson
+    from viq_serving.tune.measurement import Setting
+
+    callers = Closed(args.in_flight)
+    for _ in range(args.rounds):
+        for budget in budgets:
+            advice.budgets.setdefault(budget, []).append(measurement.run(Setting(budget), callers))
+            progress.advance()
+    advice.choose_budget()
+    if len(replicas) > 1:
+        for _ in range(args.rounds):
+            for count in replicas:
+                setting = Setting(advice.setting.batch_patches, count)
+                advice.replicas.setdefault(count, []).append(measurement.run(setting, callers))
+                progress.advance()
+        advice.choose_replicas()
+    else:
+        advice.setting = Setting(advice.setting.batch_patches, replicas[0])
+    for share in args.loads:
+        advice.loads[share] = measurement.run(advice.setting, Poisson(share * advice.capacity))
+        progress.advance()

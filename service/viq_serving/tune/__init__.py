@@ -1,0 +1,1 @@
+"""What `viq tune` does: the engine of the service, measured on this machine with a mix of pictures."""

@@ -1,0 +1,107 @@
+"""What to set, from what was measured."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from viq.cost import encode_cost
+from viq_serving.tune.measurement import Setting
+
+ENOUGH, WORTH = 0.97, 1.05
+"""Share of the best throughput at which the smaller budget wins, as others wait less; gain at which replicas do."""
+
+MAX_PATCHES, QUEUE_AGE_S, QUEUE_PATCHES = 16_384, 10.0, 262_144
+"""Defaults of the service: of an image, of a wait, of the queue."""
+
+Figures = Mapping[str, Any]
+
+
+@dataclass
+class Advice:
+    """Settings and what to expect of them. Rows are figures of runs, by what was set or by share of the capacity."""
+
+    mix: Mapping[str, Any]
+    model: Mapping[str, Any]
+    machine: Mapping[str, Any]
+    budgets: dict[int, list[Figures]] = field(default_factory=dict)
+    replicas: dict[int, list[Figures]] = field(default_factory=dict)
+    loads: dict[float, Figures] = field(default_factory=dict)
+    setting: Setting = field(default_factory=lambda: Setting(1))
+
+    def choose_budget(self) -> None:
+        """The smallest budget that gives nearly the best throughput."""
+        rates = {budget: rate_of(runs) for budget, runs in self.budgets.items()}
+        most = max(rates.values())
+        self.setting = Setting(min(budget for budget, rate in rates.items() if rate >= ENOUGH * most))
+
+    def choose_replicas(self) -> None:
+        """As few replicas as give nearly the best throughput; several only if they are worth it."""
+        rates = {count: rate_of(runs) for count, runs in sorted(self.replicas.items())}
+        best, rate = next(iter(rates.items()))
+        for count, other in rates.items():
+            if other > WORTH * rate:
+                best, rate = count, other
+        self.setting = Setting(self.setting.batch_patches, best)
+
+    @property
+    def capacity(self) -> float:
+        """Images a second with what was chosen."""
+        runs = self.replicas.get(self.setting.replicas) or self.budgets[self.setting.batch_patches]
+        return rate_of(runs)
+
+    @property
+    def patches_per_s(self) -> float:
+        """Patches a second with what was chosen."""
+        runs = self.replicas.get(self.setting.replicas) or self.budgets[self.setting.batch_patches]
+        return statistics.median(float(run["achieved"]["patches_per_s"]) for run in runs)
+
+    @property
+    def queue_patches(self) -> int:
+        """What can be computed within the age limit of the queue, rounded up to 1,024; at least the largest image."""
+        answered = math.ceil(self.patches_per_s * QUEUE_AGE_S / 1024) * 1024
+        return min(max(answered, MAX_PATCHES), QUEUE_PATCHES)
+
+    @property
+    def largest_s(self) -> float:
+        """Seconds that an image of the most patches would take, at the speed of the mix and by its cost."""
+        mean = float(self.mix["mean_patches"])
+        per_cost = mean / (self.patches_per_s * encode_cost(round(mean)))
+        return encode_cost(MAX_PATCHES) * per_cost
+
+    def settings(self) -> dict[str, str]:
+        """Environment variables of `viq serve`."""
+        return {
+            "VIQ_MAX_BATCH_PATCHES": str(self.setting.batch_patches),
+            "VIQ_REPLICAS": str(self.setting.replicas),
+            "VIQ_MAX_QUEUE_PATCHES": str(self.queue_patches),
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it, for JSON."""
+        return {
+            "format": "viq-tune/1",
+            "settings": self.settings(),
+            "expected": {
+                "images_per_s": round(self.capacity, 3),
+                "patches_per_s": round(self.patches_per_s, 1),
+                "largest_image_s": round(self.largest_s, 2),
+                "latency_ms_at_load": {f"{100 * share:g}%": row["latency_ms"] for share, row in self.loads.items()},
+            },
+            "mix": dict(self.mix),
+            "model": dict(self.model),
+            "machine": dict(self.machine),
+            "measured": {
+                "budgets": {str(budget): list(runs) for budget, runs in self.budgets.items()},
+                "replicas": {str(count): list(runs) for count, runs in self.replicas.items()},
+                "loads": {f"{100 * share:g}%": dict(row) for share, row in self.loads.items()},
+            },
+        }
+
+
+def rate_of(runs: Sequence[Figures]) -> float:
+    """Images a second, the median of the rounds."""
+    return statistics.median(float(run["achieved"]["images_per_s"]) for run in runs)

@@ -1,0 +1,80 @@
+"""The engine measured with some batch budget and number of replicas, under callers who wait or at a rate."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from viq import __version__
+from viq_serving.bench.arrivals import Arrivals, Closed, cycle
+from viq_serving.bench.figures import figures_of
+from viq_serving.bench.load import Span, closed, opened
+from viq_serving.bench.part import new_loop
+from viq_serving.bench.pictures import PictureFile
+from viq_serving.bench.seen import Seen
+from viq_serving.engine.engine import EngineLimits
+from viq_serving.errors import ViQError
+from viq_serving.images import ImageLimits
+from viq_serving.metrics import Metrics
+from viq_serving.tokenizer import Tokenizer
+from viq_serving.tune.engine_door import EngineDoor
+
+if TYPE_CHECKING:
+    from viq.model import ViQ
+
+_MAX_AGE_S, _MAX_IMAGES = 3600.0, 64  # nothing is refused for waiting while it is measured
+
+
+class TuningFailed(ViQError):
+    """The engine refused or failed what it was measured with."""
+
+    code = "tuning_failed"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is varied: patches computed together, attention counted in, and threads that compute beside one another."""
+
+    batch_patches: int
+    replicas: int = 1
+
+
+class Measurement:
+    """Runs of the engine with one model and one set of pictures. `threads` are torch's, shared by replicas."""
+
+    def __init__(self, model: ViQ, files: Sequence[PictureFile], span: Span, seed: int, threads: int) -> None:
+        self._model, self._files, self._span, self._seed, self._threads = model, files, span, seed, threads
+
+    def run(self, setting: Setting, arrivals: Arrivals) -> dict[str, Any]:
+        """Figures as `viq bench` gives them; raises `TuningFailed` if not all was answered."""
+        with asyncio.Runner(loop_factory=new_loop) as runner:
+            figures = runner.run(self._measured(setting, arrivals))
+        if figures["errors"] or figures["rejects"]["count"] or not figures["answered"]:
+            raise TuningFailed(
+                f"{figures['requests']} pictures with {setting}: {figures['answered']} answered, "
+                f"{figures['rejects']['count']} refused, errors {figures['errors']}"
+            )
+        return figures
+
+    async def _measured(self, setting: Setting, arrivals: Arrivals) -> dict[str, Any]:
+        import torch
+
+        torch.set_num_threads(self._threads)
+        limits = EngineLimits(max_patches=2**40, max_age_s=_MAX_AGE_S, batch_patches=setting.batch_patches)
+        tokenizer = Tokenizer(ImageLimits(), _MAX_IMAGES, Metrics(__version__), limits)
+        await tokenizer.load(lambda: [self._model] * setting.replicas)
+        try:
+            door, seen = EngineDoor(tokenizer, self._files), Seen(wanted=False)
+            order = cycle(len(self._files), self._seed)
+            if isinstance(arrivals, Closed):
+                load = await closed(door, arrivals, order, self._span, monotonic(), seen)
+            else:
+                load = await opened(door, arrivals, order, self._span, monotonic(), seen, self._seed)
+        finally:
+            await tokenizer.finish()
+            tokenizer.close()
+        counted = isinstance(arrivals, Closed) and self._span.seconds is None
+        return figures_of([load], self._files, closed=isinstance(arrivals, Closed), counted=counted)

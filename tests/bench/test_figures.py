@@ -1,0 +1,68 @@
+"""Percentiles, rates and the correction for coordinated omission, on numbers known beforehand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from viq_serving.bench.doors.door import Answer
+from viq_serving.bench.figures import corrected, figures_of, percentiles
+from viq_serving.bench.load import Load
+from viq_serving.bench.pictures import PictureFile
+from viq_serving.bench.records import Records
+
+FILES = [PictureFile(0, 32, 16, b"ab"), PictureFile(1, 64, 64, b"abcd")]
+
+
+def test_a_percentile_is_one_of_the_values() -> None:
+    assert percentiles(np.arange(1.0, 1001.0)) == {
+        "p50": 500.0,
+        "p90": 900.0,
+        "p99": 990.0,
+        "p99_9": 999.0,
+        "max": 1000.0,
+        "mean": 500.5,
+    }
+    assert percentiles(np.array([]))["p99"] is None
+
+
+def test_a_stall_counts_as_often_as_a_caller_at_a_steady_pace_would_have_met_it() -> None:
+    steady = [10.0] * 99
+    found = corrected(np.array([*steady, 100.0]))
+    added = sorted(found.tolist())[99:]
+    assert added == [10.0, 20.0, 30.0, 40.0, 50.0, 60.0, 70.0, 80.0, 90.0, 100.0]
+    assert corrected(np.array(steady)).tolist() == steady
+    assert len(corrected(np.array([]))) == 0
+
+
+def test_only_what_was_due_in_the_window_is_counted_and_only_what_came_in_it_is_a_rate() -> None:
+    load, ok = Load(Records(), start=10.0, end=12.0, lag=[0.001], cpu_s=0.5), Answer("", 8)
+    for due, ended, picture in ((9.5, 9.9, 0), (9.8, 10.5, 1), (10.5, 11.0, 0), (11.5, 12.5, 1), (12.5, 12.7, 0)):
+        load.records.add(picture, due, due, ended, len(FILES[picture].data), ok)
+    load.records.add(0, 11.0, 11.0, 11.004, 2, Answer("429 overloaded", reject=True, hint_s=0.25))
+    load.records.add(0, 11.0, 11.0, 11.006, 2, Answer("RESOURCE_EXHAUSTED", reject=True))
+    load.records.add(1, 11.0, 11.0, 11.1, 4, Answer("500 internal"))
+    found = figures_of([load], FILES, closed=False, counted=False)
+    assert (found["requests"], found["answered"], found["seconds"]) == (5, 2, 2.0)
+    assert found["latency_ms"]["p50"] == pytest.approx(500.0)
+    assert found["latency_ms"]["max"] == pytest.approx(1000.0)
+    assert found["achieved"] == {
+        "images_per_s": 1.0,
+        "patches_per_s": 9.0,
+        "pixels_per_s": 2304.0,
+        "sent_bytes_per_s": 3.0,
+        "received_bytes_per_s": 8.0,
+    }
+    assert found["errors"] == {"500 internal": 1}
+    assert found["rejects"]["count"] == 2
+    assert (found["rejects"]["with_hint"], found["rejects"]["without_hint"]) == (1, 1)
+    assert found["rejects"]["hint_ms"]["p50"] == 250.0
+    assert found["generator"]["cpu_share"] == 0.25
+
+
+def test_nothing_answered_is_told_as_nothing() -> None:
+    load = Load(Records(), start=1.0, end=2.0)
+    load.records.add(0, 1.5, 1.5, 1.6, 2, Answer("timeout"))
+    found = figures_of([load], FILES, closed=True, counted=False)
+    assert found["latency_ms"]["p50"] is found["corrected_ms"]["p50"] is None
+    assert found["achieved"]["images_per_s"] == 0.0

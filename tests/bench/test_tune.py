@@ -1,0 +1,104 @@
+"""`viq tune`: a quick round with nano, and its choices on numbers known beforehand."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import yaml
+
+from viq_serving.cli.main import main
+from viq_serving.tune.advice import Advice
+from viq_serving.tune.forms import written
+from viq_serving.tune.measurement import Setting
+
+
+def run_of(rate: float) -> dict[str, Any]:
+    latency = {"p50": 10.0, "p90": 20.0, "p99": 30.0}
+    return {
+        "achieved": {"images_per_s": rate, "patches_per_s": 100 * rate},
+        "latency_ms": latency,
+        "offered_per_s": rate,
+    }
+
+
+@pytest.fixture
+def advice() -> Advice:
+    mix = {"name": "photos", "pictures": 4, "mean_patches": 100.0}
+    model = {"size": "16k", "dtype": "bfloat16", "device": "cuda"}
+    return Advice(mix, model, {"cores": 8, "processor": "some"})
+
+
+def test_the_smallest_budget_that_is_nearly_the_best_wins(advice: Advice) -> None:
+    rates = {256: [80, 90, 85], 512: [98, 97, 40], 1024: [99, 100, 98], 2048: [100, 99, 101]}
+    advice.budgets = {budget: [run_of(rate) for rate in runs] for budget, runs in rates.items()}
+    advice.choose_budget()
+    assert advice.setting == Setting(512)  # a median of 97 is enough, one bad round is not counted
+    assert advice.capacity == 97
+
+
+def test_replicas_must_be_worth_it(advice: Advice) -> None:
+    advice.setting = Setting(512)
+    advice.replicas = {1: [run_of(100)], 2: [run_of(104)]}
+    advice.choose_replicas()
+    assert advice.setting == Setting(512, 1)
+    advice.replicas = {2: [run_of(130)], 4: [run_of(131)], 1: [run_of(100)]}
+    advice.choose_replicas()
+    assert advice.setting == Setting(512, 2)
+    assert advice.capacity == 130
+
+
+def test_the_queue_holds_what_is_computed_in_its_age_within_bounds(advice: Advice) -> None:
+    for rate, patches in ((1.0, 16_384), (100.0, 100_352), (10_000.0, 262_144)):
+        advice.budgets, advice.setting = {512: [run_of(rate)]}, Setting(512)
+        assert advice.queue_patches == patches
+
+
+def test_advice_is_read_by_systemd_and_kubernetes(advice: Advice) -> None:
+    advice.budgets, advice.setting, advice.loads = {512: [run_of(50)]}, Setting(512, 1), {0.9: run_of(45)}
+    settings = {"VIQ_MAX_BATCH_PATCHES": "512", "VIQ_REPLICAS": "1", "VIQ_MAX_QUEUE_PATCHES": "50176"}
+    lines = [line for line in written(advice, "env").splitlines() if not line.startswith("#")]
+    assert dict(line.split("=") for line in lines) == settings
+    assert yaml.safe_load(written(advice, "configmap"))["data"] == settings
+    assert "p99 30 ms" in written(advice, "text")
+
+
+def test_a_quick_round_measures_this_machine(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("VIQ_WEIGHTS_ROOT", raising=False)
+    arguments = [
+        "tune",
+        "--quick",
+        "--mix",
+        "48x32",
+        "--pictures",
+        "2",
+        "--budgets",
+        "64,128",
+        "--replicas",
+        "1",
+        "--json",
+    ]
+    assert main(arguments) == 0
+    found = json.loads(capfd.readouterr().out)
+    assert found["model"]["size"] == "nano"
+    assert found["settings"]["VIQ_MAX_BATCH_PATCHES"] in ("64", "128")
+    assert list(found["measured"]["budgets"]) == ["64", "128"]
+    assert found["expected"]["images_per_s"] > 0
+    assert list(found["expected"]["latency_ms_at_load"]) == ["50%", "90%"]
+    assert found["expected"]["latency_ms_at_load"]["90%"]["p99"] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--mix", "nothing"], "mix 'nothing'"),
+        (["--loads", "12"], "expected shares"),
+        (["--server", "http://localhost"], "use viq bench"),
+    ],
+)
+def test_what_cannot_be_meant_is_told(arguments: list[str], said: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["tune", *arguments]) == 2
+    assert said in capfd.readouterr().err
