@@ -20,7 +20,7 @@ from nano.cosines import COEFFICIENTS, block_coefficients, frequency_rows
 from nano.crops import Batch
 from nano.network import Network, quantised
 from viq.config import CODES_PER_PATCH
-from viq.encoder import HeadwiseBlock
+from viq.head import HeadwiseBlock
 from viq.layers import Block, Mlp, ResidualMlp
 from viq.vae import LATENT_CHANNELS, ChannelNorm, MidAttention, ResBlock, VaeDecoder
 

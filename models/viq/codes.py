@@ -9,18 +9,19 @@ import os
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import IO, cast
+from pathlib import Path
+from typing import IO, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from viq import npz
+from viq import code_file, npz
 from viq.config import CODES_PER_PATCH, PATCH, variant
-from viq.errors import InvalidInput, UnknownModel
+from viq.errors import InvalidInput, TooLarge, UnknownModel
 
 _LARGEST = 2**31 - 1  # pixels or patches of a side; far larger numbers could not even be shown in a message
 MAX_NPZ_BYTES = 64 * 2**20
-"""Unpacked bytes that `from_npz` reads at most unless told otherwise."""
+"""Unpacked bytes that `from_npz` and `from_viq` read at most unless told otherwise."""
 
 _MEMBERS = ("codes", "image_size", "size", "fingerprint")
 
@@ -235,6 +236,45 @@ class Codes:
             return cls(array, pixels, size, fingerprint)
         except (InvalidInput, UnknownModel) as error:
             raise type(error)(f"{what}: {error}") from None
+
+    def to_viq(
+        self, file: str | os.PathLike[str] | IO[bytes], compress: Literal["auto", "never", "always"] = "auto"
+    ) -> None:
+        """Write the compact file, `.viq`: see docs/code-file.md, and `viq.code_file.written` for `compress`."""
+        data = self.viq_bytes(compress)
+        if isinstance(file, (str, os.PathLike)):
+            Path(file).write_bytes(data)
+        else:
+            file.write(data)
+
+    def viq_bytes(self, compress: Literal["auto", "never", "always"] = "auto") -> bytes:
+        """The contents of the file that `to_viq` writes."""
+        contents = code_file.Contents(self.flat, self.grid, self.image_size, self.size, self.fingerprint)
+        return code_file.written(contents, compress)
+
+    @classmethod
+    def from_viq(cls, file: str | os.PathLike[str] | IO[bytes] | bytes, max_bytes: int = MAX_NPZ_BYTES) -> Codes:
+        """Read what `to_viq` wrote.
+
+        Raises `InvalidInput` for anything that is not such a file, of this version, whole and undamaged; `TooLarge`
+        over `max_bytes`, `UnknownModel` for codes of a size there is not, `OSError` if a path cannot be opened.
+        """
+        what = str(file) if isinstance(file, (str, os.PathLike)) else ".viq file"
+        limit = max_bytes + code_file.HEADER_BYTES
+        data = npz.contents(file, limit)
+        if len(data) > limit:
+            raise TooLarge(f"{what}: more than {limit} bytes")
+        try:
+            found = code_file.read(data, max_bytes, what)
+            return cls.from_flat(found.flat, found.grid, found.size, found.image_size, found.fingerprint)
+        except (InvalidInput, UnknownModel) as error:
+            raise type(error)(str(error) if str(error).startswith(what) else f"{what}: {error}") from None
+
+    @classmethod
+    def from_file(cls, file: str | os.PathLike[str] | bytes, max_bytes: int = MAX_NPZ_BYTES) -> Codes:
+        """Read a `.npz` or a `.viq` file, told apart by how it begins; raises what `from_npz` and `from_viq` raise."""
+        data = npz.contents(file, max_bytes + npz.OVERHEAD)
+        return cls.from_viq(data, max_bytes) if data[:4] == code_file.MAGIC else cls.from_npz(data, max_bytes)
 
 
 def _pair(value: object, name: str) -> tuple[int, int]:

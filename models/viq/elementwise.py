@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from viq.hardware import traced
+
 _SHARE = 32_768  # at::internal::GRAIN_SIZE: with this much for every thread, all threads get equal shares
 _PIECE = 16_384  # up to this much, one thread does it all (GELU has a smaller grain than the others)
 _VECTOR = 64  # elements of two 512-bit vectors of 16-bit numbers, the longest step of any vector loop
@@ -21,7 +23,7 @@ _VECTOR = 64  # elements of two 512-bit vectors of 16-bit numbers, the longest s
 
 def gelu(x: Tensor) -> Tensor:
     """Exact (erf) GELU of a contiguous tensor, overwriting it unless gradients are wanted."""
-    if torch.is_grad_enabled() and x.requires_grad:
+    if traced() or (torch.is_grad_enabled() and x.requires_grad):
         return F.gelu(x)
     return apply(torch.ops.aten.gelu_, x)
 

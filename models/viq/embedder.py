@@ -51,13 +51,13 @@ class Embedder(nn.Module):
 
         Its file is all that is needed: no encoder, and no fingerprint.
         """
-        from viq.model import load_embedder_alone  # a model is built of embedders, so it cannot be imported above
+        from viq.parts import load_embedder_alone  # a model is built of embedders, so it cannot be imported above
 
         return load_embedder_alone(root, size, device, dtype)
 
-    @torch.inference_mode()
+    @torch.no_grad()  # and not inference_mode, whose tensors no layer that is trained takes
     def forward(self, codes: Tensor) -> Tensor:
-        """Packed codes, whole numbers `(N, 4)` or flat `(4N,)`, to features `(N, C)`.
+        """Packed codes, whole numbers `(N, 4)` or flat `(4N,)`, to features `(N, C)`, which trained layers may take.
 
         Raises `InvalidInput` for another shape or a code outside the codebook.
         """

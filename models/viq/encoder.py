@@ -5,20 +5,24 @@ Symbols: `rows` of the packed sequence, `C` width, `S` = 4 sub-tokens a patch, `
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from viq import rope
-from viq.attention import attention
 from viq.config import CODES_PER_PATCH, PATCH
 from viq.fsq import quantise
 from viq.grid_cache import GridCache
-from viq.layers import BLOCK_EPS, Block, Linear, Mlp, plain_norm
-from viq.packing import Packing
+from viq.head import HeadwiseBlock, head_values
+from viq.layers import Block, Linear, Mlp
+from viq.packing import Ends, Packing
+
+HeadBackend = Callable[[Tensor, Packing, Tensor], Tensor]
+"""What computes the quantization head: trunk output `(rows, C)`, rotations `(2, rows, S, F)`; to `(rows*S, d)`."""
 
 
 @dataclass(frozen=True)
@@ -33,41 +37,6 @@ class EncoderShape:
     headwise_width: int
     grid: int
     levels: tuple[int, ...]
-
-
-class HeadwiseAttention(nn.Module):
-    """Attention across patches in which the 4 sub-tokens are the heads, rotated by position."""
-
-    def __init__(self, width: int, inner: int) -> None:
-        super().__init__()
-        self.decrease_dim = Linear(width, inner) if inner < width else nn.Identity()
-        self.qkv = Linear(inner, 3 * inner)
-        self.proj = Linear(inner, inner)
-        self.increase_dim = Linear(inner, width) if inner < width else nn.Identity()
-
-    def forward(self, z: Tensor, table: Tensor, packing: Packing) -> Tensor:
-        """`(rows*S, C)` to `(rows*S, C)`; `table` is `(2, rows, S, D/2)`."""
-        qkv = self.qkv(self.decrease_dim(z))
-        inner = qkv.shape[1] // 3
-        q, k, v = qkv.view(packing.rows, CODES_PER_PATCH, 3, inner).unbind(2)
-        out = attention(rope.rotate(q, table), rope.rotate(k, table), v, packing)
-        return self.increase_dim(self.proj(out.reshape(-1, inner)))  # type: ignore[no-any-return]
-
-
-class HeadwiseBlock(nn.Module):
-    """Pre-norm block of the quantization head, on sub-tokens."""
-
-    def __init__(self, width: int, inner: int) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(width, BLOCK_EPS)
-        self.attn = HeadwiseAttention(width, inner)
-        self.norm2 = nn.LayerNorm(width, BLOCK_EPS)
-        self.mlp = Mlp(width, 4 * width, width)
-
-    def forward(self, z: Tensor, table: Tensor, packing: Packing) -> Tensor:
-        """`(rows*S, C)` to `(rows*S, C)`."""
-        z = z + self.attn(self.norm1(z), table, packing)
-        return z + self.mlp(self.norm2(z))  # type: ignore[no-any-return]
 
 
 class Encoder(nn.Module):
@@ -85,6 +54,7 @@ class Encoder(nn.Module):
         self.mix = Mlp(width, width, width)
         self.headwise = nn.ModuleList(HeadwiseBlock(width, shape.headwise_width) for _ in range(shape.headwise_blocks))
         self.project_in = Linear(width, len(shape.levels))
+        self.head: HeadBackend = partial(head_values, self)
         self._headwise_width = shape.headwise_width
         self._positions = GridCache(self.position_rows)
         self._rotations = GridCache(self._rotation)
@@ -93,20 +63,23 @@ class Encoder(nn.Module):
         """Normalised patches `(rows, 768)` to codes, int32 `(rows*S,)`."""
         return quantise(self.project(patches, packing), self.levels)
 
+    def codes(self, patches: Tensor, positions: Tensor, rotations: Tensor, packing: Packing | Ends) -> Tensor:
+        """`forward` on what depends on grids, made beforehand: `positions(…)` and `rotations(…)` of the pack."""
+        x = self._blocks(self.patch_embed(patches) + positions, packing)
+        return quantise(head_values(self, x, packing, rotations), self.levels)
+
     def project(self, patches: Tensor, packing: Packing) -> Tensor:
         """Normalised patches `(rows, 768)` to the values before quantization, `(rows*S, d)`."""
-        x = self.patch_embed(patches) + self._position(packing)
-        for block in self.trunk:
-            x = block(x, packing)
-        x = plain_norm(x)
-        for block in self.head_trunk:
-            x = block(x, packing)
-        z = self.mix(self.expand(x).view(packing.rows * CODES_PER_PATCH, -1))
-        rotations = [self._rotations[grid] for grid in packing.grids]
-        table = torch.stack([packing.pad(_joined([t[part] for t in rotations])) for part in (0, 1)])
-        for block in self.headwise:
-            z = block(z, table, packing)
-        return self.project_in(z)  # type: ignore[no-any-return]
+        return self.head(self.trunk_rows(patches, packing), packing, self.rotations(packing))
+
+    def trunk_rows(self, patches: Tensor, packing: Packing) -> Tensor:
+        """Normalised patches `(rows, 768)` to what the quantization head is given, `(rows, C)`."""
+        return self._blocks(self.patch_embed(patches) + self.positions(packing), packing)
+
+    def rotations(self, packing: Packing) -> Tensor:
+        """Cosines and sines of the head-wise blocks, `(2, rows, S, F)`."""
+        tables = [self._rotations[grid] for grid in packing.grids]
+        return torch.stack([packing.pad(_joined([table[part] for table in tables])) for part in (0, 1)])
 
     def position_rows(self, grid: tuple[int, int]) -> Tensor:
         """The position embedding resized to `grid`, `(N, C)`."""
@@ -121,11 +94,17 @@ class Encoder(nn.Module):
         weight = self.project_in.weight
         return rope.table(grid, CODES_PER_PATCH, self._headwise_width, weight.dtype).to(weight.device)
 
-    def _position(self, packing: Packing) -> Tensor:
+    def positions(self, packing: Packing) -> Tensor:
+        """Position rows of a pack, `(rows, C)`."""
         # While it is trained the parameter changes under the cache, and gradients must reach it.
         trains = torch.is_grad_enabled() and self.pos_embed.requires_grad
         rows = [self.position_rows(grid) if trains else self._positions[grid] for grid in packing.grids]
         return packing.pad(_joined(rows))
+
+    def _blocks(self, x: Tensor, packing: Packing | Ends) -> Tensor:
+        for block in self.trunk:
+            x = block(x, packing)
+        return x
 
 
 def _joined(rows: list[Tensor]) -> Tensor:

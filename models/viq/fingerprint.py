@@ -79,19 +79,27 @@ def sample_check(file: Mapping[str, Tensor], size: str, heads: int) -> str:
     return digest.hexdigest()[:16]
 
 
-def mode(device: torch.device, dtype: torch.dtype, invariance: str = "strict") -> str:
+def mode(
+    device: torch.device,
+    dtype: torch.dtype,
+    invariance: str = "strict",
+    head: str = "eager",
+    extras: Mapping[str, str] | None = None,
+) -> str:
     """8 hex digits over everything but the weights that can move a code: dtype, device, torch and kernels.
 
-    `invariance` is `strict` where a code does not depend on the batch, else `none`.
+    `invariance` is `strict` where a code does not depend on the batch, else `none`; `head` names what computes the
+    quantization head; `extras` what else was switched on.
     """
     facts = {
         "dtype": str(dtype).removeprefix("torch."),
-        "device": _device(device, dtype),
+        "device": device_mode(device, dtype, exact=head != "eager"),
         "torch": ".".join(torch.__version__.split(".")[:2]),
         "attention": attention.kernel(device, dtype),
         "linear": linear.kernel(device, dtype),
-        "head": "eager",
+        "head": head,
         "invariance": invariance,
+        **(extras or {}),
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
 
@@ -110,11 +118,12 @@ def write_manifest(folder: Path, manifest: Mapping[str, object]) -> None:
         raise
 
 
-def _device(device: torch.device, dtype: torch.dtype) -> str:
+def device_mode(device: torch.device, dtype: torch.dtype, *, exact: bool = False) -> str:
+    """The device as far as codes depend on it; `exact` names the instruction set where eager float32 does not."""
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
         return f"cuda/sm_{major}{minor}"
-    return "cpu" if dtype == torch.float32 else f"cpu/{instruction_set()}"
+    return "cpu" if dtype == torch.float32 and not exact else f"cpu/{instruction_set()}"
 
 
 def _named_family(manifest: Mapping[str, object]) -> str | None:

@@ -6,6 +6,7 @@ Symbols: `d` dimensions, `L` levels of one dimension, `K = prod(L)` codes.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from math import atanh, prod
 
 import torch
@@ -23,10 +24,7 @@ def basis(levels: Sequence[int]) -> list[int]:
 
 def bound(z: Tensor, levels: Sequence[int]) -> Tensor:
     """Squash reals `(M, d)` into the levels' range, float32: what `quantise` rounds."""
-    half, offset, shift = (
-        torch.tensor(values, dtype=torch.float32, device=z.device)
-        for values in zip(*(_squash(level) for level in levels), strict=True)
-    )
+    half, offset, shift = _squashing(tuple(levels), z.device)
     shifted = z.float() + shift
     if torch.is_grad_enabled() and z.requires_grad:
         return torch.tanh(shifted) * half - offset
@@ -35,8 +33,7 @@ def bound(z: Tensor, levels: Sequence[int]) -> Tensor:
 
 def quantise(z: Tensor, levels: Sequence[int]) -> Tensor:
     """`project_in`'s output `(M, d)` to codes, int32 `(M,)`; values that are no numbers give -1, which is no code."""
-    centre = torch.tensor([level // 2 for level in levels], device=z.device)
-    weights = torch.tensor(basis(levels), dtype=torch.int32, device=z.device)
+    centre, weights = _numbering(tuple(levels), z.device)
     bounded = bound(z, levels)
     indices = torch.round(bounded).to(torch.int32) + centre
     codes = (indices * weights).sum(dim=-1, dtype=torch.int32)
@@ -49,6 +46,22 @@ def codebook(levels: Sequence[int]) -> Tensor:
     sizes, weights = torch.tensor(levels, device="cpu"), torch.tensor(basis(levels), device="cpu")
     half = sizes // 2
     return ((codes // weights) % sizes - half).to(torch.float32) / half
+
+
+# Kept on the device: a copy there waits for all that it still computes. Not inference tensors: training uses them, too.
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)
+def _squashing(levels: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    columns = zip(*(_squash(level) for level in levels), strict=True)
+    half, offset, shift = (torch.tensor(values, dtype=torch.float32, device=device) for values in columns)
+    return half, offset, shift
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)
+def _numbering(levels: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    centre = torch.tensor([level // 2 for level in levels], device=device)
+    return centre, torch.tensor(basis(levels), dtype=torch.int32, device=device)
 
 
 def _squash(level: int) -> tuple[float, float, float]:

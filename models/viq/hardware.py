@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import platform
 import warnings
 from functools import cache
+from pathlib import Path
 
 import torch
 
@@ -48,6 +51,17 @@ def instruction_set() -> str:
 
 
 @cache
+def cpu_features() -> str:
+    """8 hex digits over what this CPU can do, where the system tells, else over its kind: machine code is for one."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        told = next(line for line in lines if line.lower().startswith(("flags", "features")))
+    except (OSError, StopIteration):
+        told = platform.machine()
+    return hashlib.sha256(" ".join(sorted(told.split())).encode()).hexdigest()[:8]
+
+
+@cache
 def multiplies_natively(dtype: torch.dtype) -> bool:
     """Whether this CPU has matrix instructions for `dtype`; otherwise products are computed in float32."""
     if dtype == torch.bfloat16:
@@ -55,6 +69,16 @@ def multiplies_natively(dtype: torch.dtype) -> bool:
     if dtype == torch.float16:
         return _supports("_is_amx_fp16_supported")
     return dtype == torch.float32
+
+
+def traced() -> bool:
+    """Whether this call is being turned into a graph: what depends on a pack's size must then stay open."""
+    return torch.compiler.is_compiling() or scripting()
+
+
+def scripting() -> bool:
+    """Whether this call is being turned into TorchScript."""
+    return bool(torch._C._get_tracing_state())
 
 
 def prepare_cuda() -> None:

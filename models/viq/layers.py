@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from viq.attention import attention
+from viq.hardware import traced
 from viq.linear import linear, linear_gelu
-from viq.packing import Packing
+from viq.packing import Ends, Packing
 
 _MLP_ROWS = 4096  # rows of a hidden layer held at a time: 100 MB of float32 at the released width
 BLOCK_EPS = 1e-6
@@ -36,7 +37,7 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`(rows, width)` to `(rows, out)`, some rows at a time so that the hidden layer stays small."""
-        if x.shape[0] <= _MLP_ROWS:
+        if traced() or x.shape[0] <= _MLP_ROWS:
             return self._whole(x)
         return torch.cat([self._whole(part) for part in x.split(_MLP_ROWS)])
 
@@ -57,7 +58,7 @@ class Attention(nn.Module):
         self.qkv = Linear(width, 3 * width)
         self.proj = Linear(width, width)
 
-    def forward(self, x: Tensor, packing: Packing) -> Tensor:
+    def forward(self, x: Tensor, packing: Packing | Ends) -> Tensor:
         """`(rows, C)` to `(rows, C)`."""
         rows, width = x.shape
         q, k, v = self.qkv(x).view(rows, 3, self.heads, width // self.heads).unbind(1)
@@ -74,7 +75,7 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(width, BLOCK_EPS)
         self.mlp = Mlp(width, 4 * width, width)
 
-    def forward(self, x: Tensor, packing: Packing) -> Tensor:
+    def forward(self, x: Tensor, packing: Packing | Ends) -> Tensor:
         """`(rows, C)` to `(rows, C)`."""
         x = x + self.attn(self.norm1(x), packing)
         return x + self.mlp(self.norm2(x))  # type: ignore[no-any-return]

@@ -13,12 +13,16 @@ arithmetic (products are exact, sums are in float32), five times as fast.
 
 from __future__ import annotations
 
+from functools import cache
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from viq.elementwise import gelu
-from viq.hardware import multiplies_natively
+from viq.hardware import multiplies_natively, scripting, traced
+from viq.torch_warnings import quiet_about_torch
 
 _COLUMNS = 16  # output columns of a CUDA product are a multiple of this
 _PANEL = 1_572_864  # weight elements widened at a time: 6 MiB of float32, which stay in the cache
@@ -42,8 +46,8 @@ def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     product is rounded before the GELU, as in the released code, so they stay apart.
     """
     if x.device.type == "cpu" and x.dtype == torch.float32 and _has_onednn() and not _trains(x, weight):
-        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu", [], "none")
-        return out
+        product = _scripted()[1] if scripting() else _onednn_gelu
+        return product(x, weight, bias)
     return gelu(linear(x, weight, bias))
 
 
@@ -75,12 +79,29 @@ def _aligned(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 def _product(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     if not _has_onednn():
         return F.linear(x, weight, bias)
+    product = _scripted()[0] if scripting() else _onednn
+    return product(x, weight, bias)
+
+
+def _onednn(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     # The oneDNN product behind torch's own CPU compiler; its last arguments name a fused operation, here none.
-    out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-    return out
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")  # type: ignore[no-any-return]
+
+
+def _onednn_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu", [], "none")  # type: ignore[no-any-return]
+
+
+@cache
+def _scripted() -> tuple[Any, Any]:
+    """Both oneDNN products as TorchScript: a trace cannot record their empty list by itself."""
+    with quiet_about_torch():
+        return torch.jit.script(_onednn), torch.jit.script(_onednn_gelu)
 
 
 def _widened(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    if traced():  # a graph has no use for a loop over panels
+        return _product(x.float(), weight.float(), bias.float()).to(x.dtype)
     wide, out = x.float(), x.new_empty((x.shape[0], weight.shape[0]))
     step = max(64, _PANEL // weight.shape[1])
     for start in range(0, weight.shape[0], step):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -29,11 +30,17 @@ from viq.config import CODES_PER_PATCH, variant
 from viq.decoder import Decoder, to_bytes
 from viq.embedder import Embedder
 from viq.encoder import Encoder
-from viq.errors import FingerprintMismatch, InvalidInput, ViQError, WeightsError
+from viq.errors import FingerprintMismatch, InvalidInput, ViQError
 from viq.fingerprint import mode, remembered_family, stated_family
+from viq.graphs import Graphs, check_experiments
 from viq.hardware import device_named, dtype_named, prepare_cuda
+from viq.head_backends import check_asked, facts_of, use_head
+from viq.head_build import build
+from viq.head_file import HeadFacts, checked_place
+from viq.head_probe import invariant
 from viq.launched import Launched, gathered, on_host
-from viq.packing import Packing
+from viq.packing import Packing, chunks
+from viq.parts import PARTS, loaded, same_widths
 from viq.patches import Patches, normalise
 from viq.pixels import to_rgb
 from viq.row_probe import FIRST, UNSETTLED, row_multiple
@@ -43,8 +50,6 @@ from viq.weights_root import folder_of
 if TYPE_CHECKING:
     from PIL import Image
 
-T = TypeVar("T")
-PARTS = ("encoder", "embedder", "decoder")
 _PACK_PATCHES = 16_384  # patches computed at a time; more only for a single image that has them
 
 
@@ -71,8 +76,11 @@ class ViQ:
         self._encoder, self._embedder, self._decoder = encoder, embedder, decoder
         self._dtype, self._device = dtype, device
         self.row_multiple = row_multiple(encoder) if encoder else FIRST[device.type]
-        invariance = "none" if self.row_multiple >= UNSETTLED else "strict"
-        self.family, self.fingerprint = family, f"{family}.{mode(device, dtype, invariance)}"
+        self.family, self.head, self.invariant = family, "eager", self.row_multiple < UNSETTLED
+        self._folder: Path | None = None
+        self._graphs: Graphs | None = None
+        self._dense_from = 0
+        self.fingerprint = self._fingerprint()
 
     @classmethod
     def from_pretrained(
@@ -83,6 +91,10 @@ class ViQ:
         device: str = "auto",
         dtype: str = "auto",
         parts: Collection[str] = PARTS,
+        head: str = "eager",
+        head_file: str | Path | Sequence[str | Path] = (),
+        cuda_graphs: bool = False,
+        cudnn_attention_from: int = 0,
     ) -> ViQ:
         """Load the model of `size` from a weights root.
 
@@ -92,6 +104,13 @@ class ViQ:
         on CPU. `parts` names what to load of `encoder`, `embedder` and `decoder`; of the rest nothing is loaded,
         but the encoder's file is looked at for its fingerprint where it is there.
 
+        `head` is what computes the quantization head: `eager`, `compile` (torch.compile), or a format that
+        `build_head` makes, from `head_file`: one file, or several of which that for these weights is taken. Such a
+        file is code and runs as this process. Codes of another head have another fingerprint.
+
+        On CUDA, both experimental and not yet run: `cuda_graphs` has packs of up to 2,048 patches computed by recorded
+        graphs, `cudnn_attention_from` has images of at least that many patches attended by cuDNN, one by one.
+
         Raises `WeightsError` naming the file and tensor at fault, `UnknownModel` for a size there is not,
         `InvalidInput` for a device, dtype or part there is not.
         """
@@ -99,8 +118,15 @@ class ViQ:
         unknown = set(parts) - set(PARTS)
         if unknown or not parts:
             raise InvalidInput(f"parts {sorted(parts)}; there are {', '.join(PARTS)}")
+        files = [head_file] if isinstance(head_file, (str, Path)) else list(head_file)
+        check_asked(head, files, parts)
+        check_experiments(where, head, parts, cuda_graphs, cudnn_attention_from)
         folder, size = folder_of(root, size)
-        return cls._from_folder(folder, size, where, what, parts)
+        model = cls._from_folder(folder, size, where, what, parts)
+        model._folder = folder
+        model._dense_from = cudnn_attention_from
+        model._compute_with(head, files, cuda_graphs)
+        return model
 
     @classmethod
     def _from_folder(
@@ -113,46 +139,57 @@ class ViQ:
         if "encoder" in parts or holds(folder, stem):
             encoder_file = open_tensors(find(folder, stem))
             family_ = remembered_family(encoder_file, manifest, size, heads)
+            encoder_file = encoder_file if "encoder" in parts else None
         else:
             family_ = stated_family(manifest, folder)
-        embedder_file = open_tensors(find(folder, "embedder")) if "embedder" in parts else None
-        drawer_file = open_tensors(find(folder, "index_drawer")) if "decoder" in parts else None
-        if drawer_file and embedder_file:
-            check_copy(drawer_file, size)
-        model = cls._assemble(
-            size, heads, encoder_file if "encoder" in parts else None, embedder_file, drawer_file, device, dtype,
-            family_, untrained=manifest.get("untrained") is True,
-        )  # fmt: skip
-        _same_widths(model, folder)
-        return model
-
-    @classmethod
-    def _assemble(
-        cls,
-        size: str,
-        heads: int,
-        encoder: TensorFile | None,
-        embedder: TensorFile | None,
-        drawer: TensorFile | None,
-        device: torch.device,
-        dtype: torch.dtype,
-        family_: str,
-        untrained: bool = False,
-    ) -> ViQ:
+        drawer = open_tensors(find(folder, "index_drawer")) if "decoder" in parts else None
+        own = open_tensors(find(folder, "embedder")) if "embedder" in parts else None
+        if drawer and own:
+            check_copy(drawer, size)
         if device.type == "cuda":
             prepare_cuda()
         # A drawer carries its own copy of the embedder; it is read only where there is no other.
-        codes_file = embedder or drawer
-        return cls(
+        codes_file = own or drawer
+        model = cls(
             size,
-            encoder=load_encoder(encoder, size, heads, dtype, device) if encoder else None,
-            embedder=load_embedder(codes_file, size, dtype, device, drawer=embedder is None) if codes_file else None,
+            encoder=load_encoder(encoder_file, size, heads, dtype, device) if encoder_file else None,
+            embedder=load_embedder(codes_file, size, dtype, device, drawer=own is None) if codes_file else None,
             decoder=load_decoder(drawer, heads, dtype, device) if drawer else None,
             family=family_,
             dtype=dtype,
             device=device,
-            untrained=untrained,
+            untrained=manifest.get("untrained") is True,
         )
+        same_widths(model._encoder, model._embedder, model._decoder, folder)
+        return model
+
+    def _compute_with(self, head: str, files: Sequence[str | Path], cuda_graphs: bool) -> None:
+        """Have another back end compute the head, or graphs the small packs; either gives another fingerprint."""
+        if head != "eager" and self._folder is not None:
+            self.head = use_head(self.encoder, head, files, self.family, self.size, self._folder)
+            if not invariant(self.encoder, self.row_multiple):
+                self.invariant = False
+                warnings.warn(f"codes of head {head} depend on the batch here", stacklevel=3)
+        if cuda_graphs:
+            self._graphs = Graphs(self.encoder)
+        self.fingerprint = self._fingerprint()
+
+    def _fingerprint(self) -> str:
+        extras = {"graphs": "cuda"} if self._graphs else {}
+        extras |= {"cudnn": str(self._dense_from)} if self._dense_from else {}
+        invariance = "strict" if self.invariant else "none"
+        return f"{self.family}.{mode(self._device, self._dtype, invariance, self.head, extras)}"
+
+    def build_head(self, form: str, path: str | Path) -> HeadFacts:
+        """Write the quantization head as a file for `from_pretrained(head=form, head_file=path)`.
+
+        `form` is `torchscript`, `aoti`, `onnx` or `tensorrt`. The file serves these weights on this kind of device, in
+        this type, with this version of torch. Raises `InvalidInput` for a format there is not, a name that does not
+        end as it should or a place among weights, `WeightsError` naming what is missing here to build it.
+        """
+        facts = facts_of(self.encoder, form, self.family, self.size)
+        build(self.encoder, facts, checked_place(path, self._folder))
+        return facts
 
     @property
     def _note(self) -> str:
@@ -183,17 +220,17 @@ class ViQ:
     @property
     def encoder(self) -> Encoder:
         """The encoder; raises `WeightsError` if it was not loaded."""
-        return _loaded(self._encoder, "encoder")
+        return loaded(self._encoder, "encoder")
 
     @property
     def embedder(self) -> Embedder:
         """The embedder; raises `WeightsError` if it was not loaded."""
-        return _loaded(self._embedder, "embedder")
+        return loaded(self._embedder, "embedder")
 
     @property
     def decoder(self) -> Decoder:
         """The decoder; raises `WeightsError` if it was not loaded."""
-        return _loaded(self._decoder, "decoder")
+        return loaded(self._decoder, "decoder")
 
     def encode(
         self,
@@ -212,7 +249,7 @@ class ViQ:
     def encode_pixels(self, pixels: Sequence[npt.NDArray[np.uint8]]) -> list[Codes]:
         """Codes of RGB images, uint8 `(H, W, 3)`, packed some at a time."""
         results: list[Codes] = []
-        for chunk in _chunks(pixels, [-(-p.shape[0] // 16) * -(-p.shape[1] // 16) for p in pixels]):
+        for chunk in chunks(pixels, [-(-p.shape[0] // 16) * -(-p.shape[1] // 16) for p in pixels], _PACK_PATCHES):
             results += self.launch_encode([Patches.of(image) for image in chunk]).results()
         return results
 
@@ -220,14 +257,17 @@ class ViQ:
     def launch_encode(self, images: Sequence[Patches]) -> Launched[Codes]:
         """Hand one pack of images to the device; results are their codes."""
         begun = perf_counter()
-        packing = Packing.of((image.grid for image in images), self.row_multiple)
+        packing = Packing.of((image.grid for image in images), self.row_multiple, self._dense_from)
         patches = gathered([image.rows for image in images], packing.rows, self._device)
         transfer_s, sizes = perf_counter() - begun, [image.image_size for image in images]
         with self._alone():
-            codes = self.encoder(normalise(patches, sizes, packing, self._dtype), packing)
+            values = normalise(patches, sizes, packing, self._dtype)
+            codes = self._graphs.codes(values, packing) if self._graphs else None
+            if codes is None:
+                codes = self.encoder(values, packing)
         return Launched(transfer_s, partial(self._codes, on_host(codes), packing, sizes))
 
-    @torch.inference_mode()
+    @torch.no_grad()  # and not inference_mode, whose tensors no layer that is trained takes
     def embed(self, codes: Sequence[Codes], *, any_fingerprint: bool = False) -> list[Tensor]:
         """Features `(h*w, C)` of each image, in the compute dtype.
 
@@ -236,7 +276,7 @@ class ViQ:
         """
         self.check(codes, any_fingerprint=any_fingerprint)
         results: list[Tensor] = []
-        for chunk in _chunks(codes, [c.grid[0] * c.grid[1] for c in codes]):
+        for chunk in chunks(codes, [c.grid[0] * c.grid[1] for c in codes], _PACK_PATCHES):
             packing, packed = self._packed(chunk)
             with self._alone():
                 features = self.embedder.features(packed)
@@ -258,7 +298,7 @@ class ViQ:
         """Pictures, uint8 `(H, W, 3)`, cropped to each image's size. Raises as `embed` does."""
         self.check(codes, any_fingerprint=any_fingerprint)
         pictures: list[npt.NDArray[np.uint8]] = []
-        for chunk in _chunks(codes, [c.grid[0] * c.grid[1] for c in codes]):
+        for chunk in chunks(codes, [c.grid[0] * c.grid[1] for c in codes], _PACK_PATCHES):
             pictures += self.launch_decode(chunk).results()
         return pictures
 
@@ -307,43 +347,3 @@ class ViQ:
             part = flat[start * CODES_PER_PATCH : end * CODES_PER_PATCH].reshape(*grid, CODES_PER_PATCH)
             results.append(Codes(part, size, self.size, self.fingerprint))
         return results
-
-
-def load_embedder_alone(root: str | Path | None, size: str | None, device: str, dtype: str) -> Embedder:
-    """The embedder of a weights root, from its own file alone; see `Embedder.from_pretrained`."""
-    folder, size = folder_of(root, size)
-    read_manifest(folder, size)
-    where = device_named(device)
-    return load_embedder(open_tensors(find(folder, "embedder")), size, dtype_named(dtype, where), where)
-
-
-def _chunks(items: Sequence[T], patches: Sequence[int]) -> Iterator[list[T]]:
-    """Runs of items of at most `_PACK_PATCHES` patches together, or one item of more."""
-    chunk: list[T] = []
-    held = 0
-    for item, size in zip(items, patches, strict=True):
-        if chunk and held + size > _PACK_PATCHES:
-            yield chunk
-            chunk, held = [], 0
-        chunk.append(item)
-        held += size
-    if chunk:
-        yield chunk
-
-
-def _loaded(part: T | None, name: str) -> T:
-    if part is None:
-        raise WeightsError(f"the {name} was not loaded (parts=)")
-    return part
-
-
-def _same_widths(model: ViQ, folder: Path) -> None:
-    widths = {}
-    if "encoder" in model.parts:
-        widths["encoder"] = model.encoder.project_in.weight.shape[1]
-    if "embedder" in model.parts:
-        widths["embedder"] = model.embedder.lift.weight.shape[0]
-    if "decoder" in model.parts:
-        widths["index_drawer"] = model.decoder.norm.weight.shape[0]
-    if len(set(widths.values())) > 1:
-        raise WeightsError(f"{folder}: files are of different widths, {widths}")

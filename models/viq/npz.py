@@ -18,7 +18,8 @@ import numpy.typing as npt
 from viq.errors import InvalidInput, TooLarge, ViQError
 
 _MEMBER_HEADER = 4096  # room for an .npy header, which numpy keeps under a few hundred bytes
-_ARCHIVE_OVERHEAD = 2**16  # what an archive of a few members may weigh beyond their contents
+OVERHEAD = 2**16
+"""What an archive of a few members may weigh beyond their contents."""
 _DIRECTORY_ENTRY, _MAX_DIRECTORY = b"PK\x01\x02", 64
 
 # What zipfile and numpy raise on damaged or hostile bytes; a warning counts where warnings are errors.
@@ -36,8 +37,8 @@ def read(
     Raises `InvalidInput` for anything else, `TooLarge` if the members unpack to more than `max_bytes`
     together, and `OSError` if a path cannot be opened.
     """
-    data = _contents(file, max_bytes + _ARCHIVE_OVERHEAD)
-    if len(data) > max_bytes + _ARCHIVE_OVERHEAD:
+    data = contents(file, max_bytes + OVERHEAD)
+    if len(data) > max_bytes + OVERHEAD:
         raise TooLarge(f"{what}: more than {max_bytes} bytes")
     # zipfile makes an object of every entry a directory lists, however many there are: count them first.
     if data.count(_DIRECTORY_ENTRY) > _MAX_DIRECTORY:
@@ -101,7 +102,7 @@ def _array(raw: bytes, what: str) -> npt.NDArray[np.generic]:
     return array
 
 
-def _contents(file: str | os.PathLike[str] | IO[bytes] | bytes, limit: int) -> bytes:
+def contents(file: str | os.PathLike[str] | IO[bytes] | bytes, limit: int) -> bytes:
     """The bytes of `file`; of a longer one, the first `limit + 1`."""
     if isinstance(file, bytes):
         return file

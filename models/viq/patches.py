@@ -58,7 +58,7 @@ def normalise(patches: Tensor, image_sizes: Sequence[tuple[int, int]], packing: 
 
     A table of the 256 values makes the division by 255 correctly rounded on every device.
     """
-    table = _table(dtype).to(patches.device)
+    table = _table(dtype, patches.device)
     values = table.index_select(0, patches.view(-1).int()).view(packing.rows, _BYTES)
     values[packing.patches :] = 0
     for (height, width), (start, end), (h, w) in zip(image_sizes, packing.spans, packing.grids, strict=True):
@@ -76,6 +76,7 @@ def pack_images(pixels: Sequence[npt.NDArray[np.uint8]], multiple: int) -> Packi
 
 
 @cache
-def _table(dtype: torch.dtype) -> Tensor:
+def _table(dtype: torch.dtype, device: torch.device) -> Tensor:
+    # Kept on the device: a copy there waits for all that it still computes.
     values = np.arange(256, dtype=np.float32) / np.float32(255)
-    return torch.from_numpy((values - np.float32(0.5)) / np.float32(0.5)).to(dtype)
+    return torch.from_numpy((values - np.float32(0.5)) / np.float32(0.5)).to(device=device, dtype=dtype)

@@ -59,11 +59,33 @@ class Settings(BaseSettings):
         description="auto, cpu, cuda or cuda:N, repeatable: each computes a part of the batches, and all must make the "
         "same codes; default: auto, one GPU if there is any",
     )
-    replicas: int = Field(
-        default=1, ge=1, description="threads that compute on each device; a CPU's processors are shared out among them"
+    replicas: int | None = Field(
+        default=None,
+        ge=1,
+        description="batches that each device computes at a time; those that a CPU works on share out its processors; "
+        "default: one on a GPU, as many as it has processors on a CPU, four at most",
     )
     dtype: Literal["auto", "bfloat16", "float32", "float16"] = Field(
         default="auto", description="compute type; auto is bfloat16 on CUDA and float32 on CPU"
+    )
+    head: Literal["eager", "compile", "torchscript", "aoti", "onnx", "tensorrt"] = Field(
+        default="eager",
+        description="what computes the quantization head; all but eager and compile are loaded from head_file",
+    )
+    head_file: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="a head made by viq build-head, repeatable: each size takes the one made for its weights. It is "
+        "code, which runs as this process",
+    )
+    cuda_graphs: bool = Field(
+        default=False,
+        description="compute packs of up to 2048 patches by CUDA graphs; experimental, not yet run on a GPU",
+    )
+    cudnn_attention_from: int = Field(
+        default=0,
+        ge=0,
+        description="patches from which on an image is attended by cuDNN on CUDA, by itself; 0: never; experimental, "
+        "not yet run on a GPU",
     )
     host: str = Field(default="127.0.0.1", description="address to listen on")
     http_port: int | None = Field(default=8000, ge=0, le=65535, description="HTTP port; 0 lets the system choose")
@@ -101,6 +123,7 @@ class Settings(BaseSettings):
         description="file of keys, one a line with its limits: KEY [lanes=bulk] [max-patches=N] [max-requests=N], "
         "# starts a comment; read again when it changes",
     )
+    page: bool = Field(default=True, description="whether the page for people is served at / of the HTTP port")
     cache_bytes: int = Field(
         default=0,
         ge=0,
@@ -218,7 +241,7 @@ class Settings(BaseSettings):
         except ValidationError as error:
             raise SettingsError("; ".join(_sentence(detail) for detail in error.errors())) from None
 
-    @field_validator("size", "device", "api_keys", mode="before")
+    @field_validator("size", "device", "head_file", "api_keys", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         if isinstance(value, str):

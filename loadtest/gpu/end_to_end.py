@@ -1,0 +1,128 @@
+"""Step E: the encoder on packs and on single images, with and without the host's work, and where the time goes."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import torch
+from loadtest.gpu import network
+from loadtest.gpu.record import Record
+from loadtest.gpu.timing import peak_mib, seconds, wall
+
+from viq.encoder import Encoder
+from viq.fsq import quantise
+from viq.launched import gathered, on_host
+from viq.packing import Packing
+from viq.patches import Patches, normalise
+from viq.row_probe import row_multiple
+
+_LIMIT_SIDE = 8192
+
+
+@torch.inference_mode()
+def run(record: Record, device: torch.device, tiny: bool) -> None:
+    """The share of a product's rate measured here, of each pack; then loops of single images."""
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    encoder = network.encoder(device, dtype, tiny)
+    multiple, side = row_multiple(encoder), 64 if tiny else _LIMIT_SIDE
+    square = torch.randn(side, side, device=device, dtype=dtype)
+    limit = 2 * side**3 / seconds(lambda: square @ square, device)
+    record.add(what="limit", side=side, tflops=limit / 1e12, rows_multiple=multiple)
+    for pack in network.TINY_PACKS if tiny else network.PACKS:
+        packing = pack.packing(multiple)
+        x = network.inputs(packing, device, dtype)
+        peak_mib(device)
+        took = seconds(lambda x=x, packing=packing: encoder(x, packing), device, repeats=5)  # type: ignore[misc]
+        reached = network.flop(encoder, packing) / took
+        record.add(
+            what="pack", pack=pack.name, rows=packing.rows, ms=took * 1e3, tflops=reached / 1e12, share=reached / limit,
+            images_per_s=len(pack.sides) / took, peak_mib=peak_mib(device), predicted_60_percent_ms=pack.predicted_ms,
+            predicted_share_fa2=pack.predicted_share_fa2, predicted_share_cudnn=pack.predicted_share_cudnn,
+        )  # fmt: skip
+        _parts(record, encoder, x, packing, pack.name, device)
+    for image_side, images in ((64, 4),) if tiny else ((256, 64), (512, 32), (1024, 12)):
+        _loops(record, encoder, multiple, image_side, images, device, dtype)
+
+
+def _parts(
+    record: Record, encoder: Encoder, x: torch.Tensor, packing: Packing, name: str, device: torch.device
+) -> None:
+    trunk, rotations = encoder.trunk_rows(x, packing), encoder.rotations(packing)
+    values = encoder.head(trunk, packing, rotations)
+    calls = {
+        "trunk": lambda: encoder.trunk_rows(x, packing),
+        "head": lambda: encoder.head(trunk, packing, rotations),
+        "rotations": lambda: encoder.rotations(packing),
+        "quantise": lambda: quantise(values, encoder.levels),
+    }
+    parts = {f"{part}_ms": seconds(call, device, repeats=3, warm=1) * 1e3 for part, call in calls.items()}
+    record.add(what="parts", pack=name, **parts)
+
+
+def _loops(
+    record: Record, encoder: Encoder, multiple: int, side: int, count: int, device: torch.device, dtype: torch.dtype
+) -> None:
+    """Three ways with the same images: one by one as the released code does, one by one without host work, packed."""
+    pixels = [_picture(side, seed) for seed in range(count)]
+    files, size = _jpegs(pixels), (side, side)
+
+    def encoded(images: list[Patches]) -> torch.Tensor:
+        packing = Packing.of([image.grid for image in images], multiple)
+        there = gathered([image.rows for image in images], packing.rows, device)
+        return encoder(normalise(there, [image.image_size for image in images], packing, dtype), packing)  # type: ignore[no-any-return]
+
+    def released() -> None:
+        for data, image in zip(files or pixels, pixels, strict=True):
+            decoded = _decoded(data) if isinstance(data, bytes) else image
+            encoded([Patches.of(decoded)]).cpu()
+
+    one = Packing.of([(side // 16, side // 16)], multiple)
+    x = network.inputs(one, device, dtype)
+
+    def bare() -> None:
+        for _ in range(count):
+            encoder(x, one)
+
+    ready = [Patches.of(image) for image in pixels]
+    most = max(1, 8192 // len(ready[0].rows))
+
+    def packed() -> None:
+        waiting = [on_host(encoded(ready[i : i + most])) for i in range(0, count, most)]
+        for result in waiting:
+            result()
+
+    calls = {"released": released, "bare": bare, "packed": packed}
+    for call in calls.values():
+        call()
+    taken = {name: min(wall(call, device) for _ in range(2)) / count for name, call in calls.items()}
+    record.add(
+        what="loops", side=size, images=count, jpeg="decoded in the loop" if files else "no PIL: pixels",
+        released_ms=taken["released"] * 1e3, without_host_work_ms=taken["bare"] * 1e3, packed_ms=taken["packed"] * 1e3,
+        packed_over_released=taken["released"] / taken["packed"], packed_over_bare=taken["bare"] / taken["packed"],
+    )  # fmt: skip
+
+
+def _picture(side: int, seed: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    coarse = np.random.default_rng(seed).integers(0, 256, (side // 8, side // 8, 3), np.uint8)
+    return np.kron(coarse, np.ones((8, 8, 1), np.uint8))
+
+
+def _jpegs(pixels: list[np.ndarray[tuple[int, ...], np.dtype[np.uint8]]]) -> list[bytes]:
+    """The pictures as files, none without PIL."""
+    try:
+        from PIL import Image
+    except ImportError:
+        return []
+    files = []
+    for one in pixels:
+        file = io.BytesIO()
+        Image.fromarray(one).save(file, "JPEG", quality=90)
+        files.append(file.getvalue())
+    return files
+
+
+def _decoded(data: bytes) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    from PIL import Image
+
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))

@@ -1,0 +1,98 @@
+"""The comparison with other servers, as far as it can be looked at without them: parts, table, process groups."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+PEERS = Path(__file__).parents[2] / "loadtest" / "peers"
+
+
+def run(code: str, *arguments: str) -> str:
+    """What `code` prints, run beside the peers' modules."""
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=PEERS, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_every_peer_has_requirements_with_one_version_and_a_program_of_its_own() -> None:
+    names = run("import rows; print(*{row.kind for row in rows.ROWS.values() if row.is_peer})").split()
+    assert sorted(names) == ["bentoml", "litserve", "mosec", "ray", "triton"]
+    for name in names:
+        wanted = (PEERS / "requirements" / f"{name}.txt").read_text().splitlines()
+        assert wanted[0] == "-r common.txt"
+        assert re.fullmatch(r"[a-z-]+(\[serve\])?==[0-9.]+", wanted[-1])
+        program = "triton/viq-encode/1/model.py" if name == "triton" else f"servers/behind_{name}.py"
+        ast.parse((PEERS / program).read_text())
+
+
+def test_all_peers_have_the_torch_that_is_installed_first() -> None:
+    (torch,) = (line for line in (PEERS / "requirements/common.txt").read_text().splitlines() if "torch" in line[:5])
+    assert run("import environments; print(environments.TORCH)").strip() == torch
+
+
+LEAVES_CHILDREN = """
+import os, signal, subprocess, sys
+stubborn = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1, flush=True); time.sleep(600)"
+child = subprocess.Popen([sys.executable, "-c", stubborn], stdout=subprocess.PIPE, start_new_session=True)
+child.stdout.readline()
+print(child.pid, flush=True)
+signal.sigwait({signal.SIGTERM})
+"""
+STARTS_AND_STOPS = """
+import os, pathlib, sys, threading
+from processes import Memory, adopt_orphans, group, tree
+adopt_orphans()
+log = pathlib.Path(sys.argv[2])
+with group([sys.executable, "-c", sys.argv[1]], env=os.environ, cwd=pathlib.Path("."), log=log) as leader:
+    while not log.read_text().strip():
+        threading.Event().wait(0.02)
+    child = int(log.read_text())
+    memory = Memory(leader.pid)
+    print(child in tree(leader.pid), memory.peak() > 5 * 2**20)
+    memory.close()
+print(leader.poll() is not None, pathlib.Path(f"/proc/{child}").exists(), tree(os.getpid()) == {os.getpid()})
+"""
+
+
+def test_a_server_is_ended_with_children_that_ignore_it_and_lead_sessions_of_their_own(tmp_path: Path) -> None:
+    shown = run(STARTS_AND_STOPS, LEAVES_CHILDREN, str(tmp_path / "log"))
+    assert shown.split("\n")[:2] == ["True True", "True False True"]
+
+
+def result(digest: str, rate: float, errors: int = 0) -> dict[str, object]:
+    closed = {
+        "achieved": {"images_per_s": rate}, "latency_ms": {"p50": 100.0, "p99": 200.0},
+        "errors": {"500": errors} if errors else {}, "rejects": {"count": 0},
+        "codes": {"digest": digest, "pictures": 24, "unstable": 0},
+    }  # fmt: skip
+    return {
+        "workers": 2, "threads": 1, "closed": closed, "open": closed,
+        "resident_bytes": 2**30, "reference_ms": [200.0, 210.0],
+    }  # fmt: skip
+
+
+def test_the_table_says_of_every_row_whether_codes_are_equal_and_what_was_not_answered(tmp_path: Path) -> None:
+    bare = {"images_per_s": 10.0, "latency_ms": {"p50": 1.0, "p99": 2.0}, "codes": {"digest": "a", "pictures": 24}}
+    results = {
+        "load": {"pictures": 24, "seed": 7, "callers": 16, "share": 0.7}, "weights": "nano",
+        "machine": {"cores": 2, "cpu": "some"}, "versions": {"mosec": {"mosec": "0.9.8"}},
+        "rates": {"512x512": 7.0}, "digests": {"512x512": {"digest": "a", "pictures": 24}},
+        "rows": {
+            "bare model": {"512x512": {"1": {**result("a", 10.0), "closed": bare}}},
+            "mosec": {"512x512": {"1": result("a", 8.0), "2": result("a", 12.0), "3": result("a", 11.0)}},
+            "other": {"512x512": {"1": result("b", 5.0, errors=3)}},
+        },
+    }  # fmt: skip
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(results))
+    table = run("import table; table.main()", str(path))
+    rows = {line.split("|")[1].strip(): line for line in table.splitlines() if line.startswith("| ")}
+    assert "| 11.00 | 1.10 | 100, 200 | 100, 200 | 0 | yes | 1024 |" in rows["mosec"]
+    assert "| 5.00 | 0.50 | 100, 200 | 100, 200 | 6 | **no** | 1024 |" in rows["other"]
