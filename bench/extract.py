@@ -6,6 +6,10 @@ Images are JPEG and PNG files in WebDataset tars, 1 % of them damaged. One run i
 all along. Another is killed with SIGKILL at random moments and started again; its output must be equal, byte for byte.
 The bare model (`ViQ.encode_pixels`, packs of as many patches, pixels decoded beforehand, a process of its own) encodes
 a sample of the same images just before and just after.
+
+For hours in the background, to be ended and started again at will:
+
+    nice -n 19 python bench/extract.py --folder build/extract --out bench/results/extract.json
 """
 
 from __future__ import annotations
@@ -15,13 +19,16 @@ import hashlib
 import io
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import tarfile
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -135,48 +142,86 @@ def main() -> None:
     parser.add_argument("--shard-items", type=int, default=2000)
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--bare-items", type=int, default=1000)
-    parser.add_argument("--folder", type=Path, help="for gigabytes of images; default: a temporary one")
+    parser.add_argument(
+        "--folder", type=Path, help="for gigabytes of images; kept, so that the same command goes on where it was ended"
+    )
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=args.folder) as name:
-        source, whole, cut = (Path(name, part) for part in ("source", "whole", "cut"))
-        source.mkdir()
-        make(source, args.items, args.sides)
-        before = bare(source, args.bare_items)
-        run = extract(source, whole, args.shard_items)
-        after = bare(source, args.bare_items)
-        manifest = json.loads((whole / "manifest.json").read_text())
-        rng, runs = random.Random(1), list[dict[str, Any]]()
-        for _ in range(args.kills):
-            runs.append(extract(source, cut, args.shard_items, rng.uniform(0.0, 2.0 * run["seconds"] / args.kills)))
-        runs.append(extract(source, cut, args.shard_items))
-        wanted, found = digests(whole), digests(cut)
-        verified = subprocess.run(
-            [str(VIQ), "extract", "verify", str(cut)], capture_output=True, text=True, check=False
-        )
-        rate = manifest["images"] / run["seconds_of_work"]
-        result = {
-            "machine": machine(),
-            "items": args.items,
-            "failed": manifest["failed"],
-            "expected_failed": sum(i % 100 == 42 for i in range(args.items)),
-            "whole": run,
-            "images_per_s": round(rate, 1),
-            "patches_per_s": round(manifest["patches"] / run["seconds_of_work"]),
-            "bare_images_per_s": [round(before, 1), round(after, 1)],
-            "over_bare": round(2 * rate / (before + after), 3),
-            "killed_runs": sum(one["exit_code"] == -signal.SIGKILL for one in runs),
-            "files": len(wanted),
-            "files_that_differ": sorted(name for name in {*wanted, *found} if wanted.get(name) != found.get(name)),
-            "verify": {"exit_code": verified.returncode, "said": verified.stdout.splitlines()[-2:]},
-        }
+    with ExitStack() as stack:
+        folder = args.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        folder.mkdir(parents=True, exist_ok=True)
+        result, holds = measured(args, folder, Checkpoint(folder / "done.json", _asked(args)))
     print(json.dumps(result, indent=1))
     if args.out:
         args.out.write_text(json.dumps(result, indent=1) + "\n")
-    holds = (
-        not result["files_that_differ"] and result["failed"] == result["expected_failed"] and not verified.returncode
-    )
     raise SystemExit(0 if holds else 1)
+
+
+class Checkpoint:
+    """Results of steps that are done, in a file, so that a run that was ended goes on after them."""
+
+    def __init__(self, path: Path, asked: Any) -> None:
+        """Raises `SystemExit` if the file is of a run that was `asked` for something else."""
+        self._path, self._done = path, {"asked": asked}
+        if path.exists():
+            self._done = json.loads(path.read_text())
+            if self._done["asked"] != asked:
+                raise SystemExit(f"{path} is of {self._done['asked']}, not of {asked}: remove its folder")
+
+    def once(self, name: str, step: Callable[[], Any]) -> Any:
+        """The result of a step, which is done unless it was before."""
+        if name not in self._done:
+            self._done[name] = step()
+            unfinished = self._path.with_suffix(".part")
+            unfinished.write_text(json.dumps(self._done))
+            unfinished.replace(self._path)
+            print(name, json.dumps(self._done[name]), flush=True)
+        return self._done[name]
+
+
+def measured(args: argparse.Namespace, folder: Path, done: Checkpoint) -> tuple[dict[str, Any], bool]:
+    """All steps, and whether what must hold does."""
+    source, whole, cut = (folder / part for part in ("source", "whole", "cut"))
+
+    def afresh(path: Path) -> Path:
+        shutil.rmtree(path, ignore_errors=True)
+        path.mkdir()
+        return path
+
+    done.once("source", lambda: make(afresh(source), args.items, args.sides))
+    before = done.once("bare before", lambda: bare(source, args.bare_items))
+    run = done.once("whole", lambda: extract(source, afresh(whole), args.shard_items))
+    after = done.once("bare after", lambda: bare(source, args.bare_items))
+    manifest = json.loads((whole / "manifest.json").read_text())
+    rng, runs = random.Random(1), list[dict[str, Any]]()
+    for i in range(args.kills):
+        seconds = rng.uniform(0.0, 2.0 * run["seconds"] / args.kills)
+        runs.append(done.once(f"killed {i}", partial(extract, source, cut, args.shard_items, seconds)))
+    runs.append(done.once("to the end", lambda: extract(source, cut, args.shard_items)))
+    wanted, found = digests(whole), digests(cut)
+    verified = subprocess.run([str(VIQ), "extract", "verify", str(cut)], capture_output=True, text=True, check=False)
+    rate = manifest["images"] / run["seconds_of_work"]
+    result = {
+        "machine": machine(),
+        "items": args.items,
+        "failed": manifest["failed"],
+        "expected_failed": sum(i % 100 == 42 for i in range(args.items)),
+        "whole": run,
+        "images_per_s": round(rate, 1),
+        "patches_per_s": round(manifest["patches"] / run["seconds_of_work"]),
+        "bare_images_per_s": [round(before, 1), round(after, 1)],
+        "over_bare": round(2 * rate / (before + after), 3),
+        "killed_runs": sum(one["exit_code"] == -signal.SIGKILL for one in runs),
+        "files": len(wanted),
+        "files_that_differ": sorted(name for name in {*wanted, *found} if wanted.get(name) != found.get(name)),
+        "verify": {"exit_code": verified.returncode, "said": verified.stdout.splitlines()[-2:]},
+    }
+    holds = not result["files_that_differ"] and not verified.returncode
+    return result, holds and result["failed"] == result["expected_failed"]
+
+
+def _asked(args: argparse.Namespace) -> dict[str, Any]:
+    return {name: getattr(args, name) for name in ("items", "sides", "shard_items", "kills", "bare_items")}
 
 
 def _png(pixels: Any) -> bytes:

@@ -50,6 +50,7 @@ def rate(folder: Path, workers: int, shuffle: bool) -> float:
         num_workers=workers,
         collate_fn=packed,
         persistent_workers=workers > 0,
+        multiprocessing_context="forkserver" if workers else None,
     )
     begun, count = 0.0, 0
     for _ in range(2):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import pickle
-import sys
 import tarfile
 from collections.abc import Callable
 from functools import partial
@@ -24,8 +23,6 @@ from viq_serving.client.loaders import ServiceDataset, ShardDataset, packed
 from viq_serving.extract.sinks import sink_of
 
 Png = Callable[..., bytes]
-# Faster where it raises no warning about threads.
-_START = "fork" if sys.version_info < (3, 12) else "spawn"
 
 FINGERPRINT = "0" * 16 + "." + "0" * 8
 
@@ -96,11 +93,30 @@ def test_a_folder_that_is_not_finished_is_refused(tmp_path: Path) -> None:
     folder.close()
 
 
+def test_a_damaged_parquet_shard_is_noticed_and_named(tmp_path: Path) -> None:
+    sink = sink_of("parquet", tmp_path / "a.parquet", None)
+    for i in range(30):
+        sink.add(str(i), coded(i), {})
+    sink.close()
+    data = bytearray((tmp_path / "a.parquet").read_bytes())
+    for at in range(60, 500, 20):
+        data[at] ^= 0xFF
+    (tmp_path / "a.parquet").write_bytes(data)
+    with CodesFolder(tmp_path, ["a.parquet"]) as folder, pytest.raises(InvalidInput, match=r"a\.parquet: row group 0"):
+        folder[0]
+    import pyarrow
+    import pyarrow.parquet as pq
+
+    pq.write_table(pyarrow.table({"key": ["a"]}), tmp_path / "b.parquet")
+    with CodesFolder(tmp_path, ["b.parquet"]) as folder, pytest.raises(InvalidInput, match="none of viq extract"):
+        folder[0]
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_loader_gives_each_image_once_in_packed_batches(extracted: Path, workers: int) -> None:
     loader = DataLoader(
         ShardDataset(extracted), batch_size=8, shuffle=True, num_workers=workers, collate_fn=packed,
-        multiprocessing_context=_START if workers else None,
+        multiprocessing_context="forkserver" if workers else None,
     )  # fmt: skip
     seen = []
     for batch in loader:
@@ -123,6 +139,10 @@ def test_a_packed_batch_is_what_the_embedder_takes(model: ViQ, png: Png) -> None
     expected = model.embed(codes)
     assert torch.equal(features, torch.cat(expected))
     assert batch["cu_seqlens"].tolist() == [0, *np.cumsum([len(one) for one in expected])]
+    trained = torch.nn.Linear(features.shape[1], 1)
+    for given in (features, torch.cat(expected)):
+        trained(given).sum().backward()
+    assert trained.weight.grad is not None
     assert batch["image_hw"].tolist() == [[20 + i, 40] for i in range(3)]
 
 
@@ -132,8 +152,9 @@ def test_ranks_and_workers_take_each_image_once(servers: list[Any], png: Png) ->
     for rank in range(2):
         dataset = ServiceDataset(pairs, servers[0].grpc, rank=rank, world_size=2)
         loader = DataLoader(
-            dataset, batch_size=None, num_workers=2 if rank else 0, multiprocessing_context="spawn" if rank else None
-        )
+            dataset, batch_size=None, num_workers=2 if rank else 0,
+            multiprocessing_context="forkserver" if rank else None,
+        )  # fmt: skip
         found = [key for key, codes in loader if isinstance(codes, Codes)]
         assert len(found) == 15
         seen += found

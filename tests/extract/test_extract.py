@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import webdataset
 from PIL import Image
 
 from viq import Codes, ViQ
+from viq_serving.client import CodesFolder
 from viq_serving.extract.errors import OutputMismatch, PlaceError
 from viq_serving.extract.output import Output
 
@@ -180,6 +182,36 @@ def test_parts_on_several_machines_make_one_whole(extract: Extract, photos: Path
     assert not (tmp_path / "out" / "codes-000000.tar").exists()
     assert extract(photos, tmp_path / "out", part=(0, 2)) is not None
     assert files(tmp_path / "out") == files(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("form", ["webdataset", "parquet"])
+def test_a_full_disk_ends_the_run_and_the_next_one_goes_on(
+    extract: Extract, photos: Path, tmp_path: Path, form: str
+) -> None:
+    extract(photos, tmp_path / "whole", format=form)
+    _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2048, most))  # as good as a disk that is full in the first shard
+    try:
+        with pytest.raises(PlaceError, match="File too large"):
+            extract(photos, tmp_path / "out", format=form)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+    assert not (tmp_path / "out" / "manifest.json").exists()
+    assert not list((tmp_path / "out").glob(".unfinished*"))
+    extract(photos, tmp_path / "out", format=form)
+    assert files(tmp_path / "out") == files(tmp_path / "whole")
+
+
+def test_keys_of_any_kind_come_back(extract: Extract, tmp_path: Path) -> None:
+    names = ["a.b.c.png", "ä/ö ü.png", "..x/y.png", "~1/%2E.png", "日本/x.. .png", "d/e/f.PNG"]
+    for name in names:
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (5, 5)).save(tmp_path / "in" / name, "PNG")
+    seen = [name for name in names if not name.startswith(".")]  # what begins with a dot is left out
+    for form in ("webdataset", "parquet"):
+        extract(tmp_path / "in", tmp_path / form, format=form)
+        with CodesFolder(tmp_path / form) as folder:
+            assert sorted(row.key for row in folder) == sorted(seen)
 
 
 def test_two_runs_do_not_write_one_place_at_once(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from viq.codes import Codes
 from viq.config import grid_of
-from viq.errors import InvalidInput
+from viq.errors import InvalidInput, ViQError
 from viq.launched import Launched
 from viq.patches import Patches
 from viq_serving.extract.errors import DeviceLost
@@ -37,6 +37,11 @@ class Device:
         if error is not None and self.device == "cpu":
             raise error
         return Launched(0.0, partial(self._results, images, error))
+
+    def launch_decode(self, codes: Sequence[Codes]) -> Launched[Any]:
+        """One shade lighter than it was."""
+        shades = [np.full((*one.image_size, 3), one.array[0, 0, 0] + 1, np.uint8) for one in codes]
+        return Launched(0.0, lambda: shades)
 
     def _results(self, images: Sequence[Patches], error: Exception | None) -> list[Codes]:
         if error is not None:
@@ -135,3 +140,16 @@ def test_fields_are_read_with_the_image_and_those_that_are_not_there_are_left_ou
     with Here([Device()], ImageLimits()) as here:
         (result,) = here.encoded([Item(0, "a", lambda: shade(1), fields)])
     assert result.fields == {"txt": b"here"}
+
+
+def test_each_image_is_judged_by_what_its_codes_give_back() -> None:
+    given = [shade(value, 1 + value, 9) for value in range(20)]
+    striped = io.BytesIO()
+    Image.fromarray(np.tile(np.array([[[0] * 3, [200] * 3]], np.uint8), (16, 8, 1))).save(striped, "PNG")
+    given[7] = striped.getvalue()
+    results = run(Device(), given, min_psnr=48.0, pack_cost=8)  # a shade off is 48.13 dB
+    assert [i for i, result in enumerate(results) if isinstance(result.codes, Codes)] == [*range(7), *range(8, 20)]
+    assert str(results[7].codes) == "what its codes give back has 5.16 dB, --min-psnr asks for 48"
+    refused = run(Device(), given, min_psnr=48.14)
+    assert {result.codes.code for result in refused if isinstance(result.codes, ViQError)} == {"low_quality"}
+    assert not any(isinstance(result.codes, Codes) for result in refused)

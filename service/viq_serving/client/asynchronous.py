@@ -6,7 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -16,13 +16,11 @@ from viq.errors import InvalidInput, ViQError
 from viq_serving.client.calls import Ask, Given, GivenImage, Lane, sent_as, weight_of
 from viq_serving.client.http import Picture
 from viq_serving.client.http_lane import HttpLane
+from viq_serving.client.options import IN_FLIGHT, IN_FLIGHT_EMBED, Options, settled
 from viq_serving.client.replicas import Replicas
-from viq_serving.client.targets import Target, Tls, targets_of, tls_of
+from viq_serving.client.targets import Target, targets_of, tls_of
 
 K = TypeVar("K")
-
-IN_FLIGHT, IN_FLIGHT_EMBED, IN_FLIGHT_BYTES = 256, 16, 64 * 2**20
-"""Items, items of `embed`, whose answers are large, and bytes that are sent and not answered yet."""
 
 
 class AsyncClient:
@@ -37,33 +35,18 @@ class AsyncClient:
     `FingerprintMismatch`), else `ServerError` with the server's code, `unreachable` if nothing answered.
     """
 
-    def __init__(
-        self,
-        server: str | Sequence[str],
-        *,
-        api_key: str | None = None,
-        tls: Tls | str | bool | None = None,
-        timeout: float = 600.0,
-        retries: int = 6,
-        in_flight: int | None = None,
-        in_flight_bytes: int = IN_FLIGHT_BYTES,
-        expect_fingerprint: str | None = None,
-        priority: str | None = None,
-    ) -> None:
-        """`tls` is True, a file of certificate authorities, or a `Tls`; `expect_fingerprint` a family or all of it.
-
-        `in_flight` items are on their way at most, of no more than `in_flight_bytes` together.
-        """
-        if priority not in (None, "interactive", "bulk"):
-            raise InvalidInput(f"priority {priority!r}; there are interactive and bulk")
-        if timeout <= 0 or retries < 0 or (in_flight is not None and in_flight < 1):
-            raise InvalidInput("timeout and in_flight must be positive, retries not negative")
-        headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
-        headers |= {"viq-priority": priority} if priority else {}
-        headers |= {"viq-expect-fingerprint": expect_fingerprint} if expect_fingerprint else {}
-        self._headers, self._tls, self._timeout_s = headers, tls_of(tls), timeout
-        self._in_flight, self._in_flight_bytes = in_flight, in_flight_bytes
-        self._replicas = Replicas(targets_of(server), self._lane, retries)
+    def __init__(self, server: str | Sequence[str], **options: Unpack[Options]) -> None:
+        """What may be given by name, and what it is otherwise: `viq_serving.client.options`."""
+        given = settled(options)
+        named = {
+            "authorization": f"Bearer {given['api_key']}" if given["api_key"] else None,
+            "viq-priority": given["priority"],
+            "viq-expect-fingerprint": given["expect_fingerprint"],
+        }
+        self._headers = {name: value for name, value in named.items() if value}
+        self._tls, self._timeout_s = tls_of(given["tls"]), given["timeout"]
+        self._in_flight, self._in_flight_bytes = given["in_flight"], given["in_flight_bytes"]
+        self._replicas = Replicas(targets_of(server), self._lane, given["retries"])
 
     async def encode(
         self, images: Iterable[Picture], *, size: str | None = None, exif: bool = True, alpha: str = "white"

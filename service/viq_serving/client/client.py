@@ -8,17 +8,17 @@ from collections import deque
 from collections.abc import Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, Unpack
 
 import numpy as np
 import numpy.typing as npt
 
 from viq.codes import Codes
 from viq.errors import InvalidInput, ViQError
-from viq_serving.client.asynchronous import IN_FLIGHT_BYTES, AsyncClient
+from viq_serving.client.asynchronous import AsyncClient
 from viq_serving.client.calls import Ask, GivenImage, weight_of
 from viq_serving.client.http import Picture
-from viq_serving.client.targets import Tls
+from viq_serving.client.options import Options
 
 K = TypeVar("K")
 T = TypeVar("T")
@@ -37,31 +37,12 @@ class Client:
     Its methods may be called from any thread. It does not survive a fork: make one in each process.
     """
 
-    def __init__(
-        self,
-        server: str | Sequence[str],
-        *,
-        api_key: str | None = None,
-        tls: Tls | str | bool | None = None,
-        timeout: float = 600.0,
-        retries: int = 6,
-        in_flight: int | None = None,
-        in_flight_bytes: int = IN_FLIGHT_BYTES,
-        expect_fingerprint: str | None = None,
-        priority: str | None = None,
-    ) -> None:
-        """Nothing is asked of the server yet. Raises `InvalidInput` for an address that is none."""
-        self._client = AsyncClient(
-            server,
-            api_key=api_key,
-            tls=tls,
-            timeout=timeout,
-            retries=retries,
-            in_flight=in_flight,
-            in_flight_bytes=in_flight_bytes,
-            expect_fingerprint=expect_fingerprint,
-            priority=priority,
-        )
+    def __init__(self, server: str | Sequence[str], **options: Unpack[Options]) -> None:
+        """Nothing is asked of the server yet. What may be given by name: `viq_serving.client.options`.
+
+        Raises `InvalidInput` for an address that is none.
+        """
+        self._client = AsyncClient(server, **options)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="viq-client", daemon=True)
         self._thread.start()

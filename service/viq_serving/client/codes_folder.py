@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from viq.errors import InvalidInput
@@ -22,7 +23,8 @@ class CodesFolder(Sequence[Row]):
     """All images of a folder that `viq extract` has finished, or of some shards, as one sequence.
 
     It can be handed to other processes, and to a `torch.utils.data.DataLoader` as it is. Reading in random order is
-    for tar shards; of Parquet shards whole row groups are read, so read those in order or in blocks.
+    for tar shards; of Parquet shards whole row groups are read, so read those in order or in blocks. Nothing is open
+    before the first image is asked for; a process that was forked opens everything anew.
     """
 
     def __init__(self, folder: str | os.PathLike[str], shards: Sequence[str] | None = None) -> None:
@@ -66,12 +68,23 @@ class CodesFolder(Sequence[Row]):
         while self._opened:
             self._opened.popitem()[1].__exit__(None, None, None)
 
+    def __enter__(self) -> CodesFolder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
     def __del__(self) -> None:  # a data loader drops its dataset without a word
         if hasattr(self, "_opened"):
             self.close()
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_opened": OrderedDict()}  # files stay behind
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _process=os.getpid())
 
     def _length(self, name: str) -> int:
         with open_shard(self.folder / name) as shard:

@@ -24,6 +24,11 @@ From images, by a service:
     dataset = ServiceDataset(pairs, "viq.example:8001", errors="skip")
     for batch in DataLoader(dataset, batch_size=64, collate_fn=packed):
         print(batch["keys"], batch["codes"].shape)
+
+Workers are to be started with `num_workers=4, multiprocessing_context="forkserver"` (or "spawn", where there is no
+forkserver), in a script whose own work stands below `if __name__ == "__main__":`. A worker that is forked out of the
+training process, which is the default of Linux before Python 3.14, inherits the locks of gRPC's, pyarrow's and torch's
+threads but not the threads, and may hang or crash; Python, gRPC and PyTorch all warn of it.
 """
 
 from __future__ import annotations

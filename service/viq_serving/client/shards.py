@@ -105,7 +105,10 @@ class TarShard(_Closing):
 
 
 class ParquetShard(_Closing):
-    """A Parquet file of codes. The row groups read last are kept."""
+    """A Parquet file of codes. The row groups read last are kept.
+
+    No thread but the caller's reads: the pool that pyarrow has otherwise does not survive a fork in all cases.
+    """
 
     def __init__(self, file: IO[bytes], name: str = "shard") -> None:
         """Raises `InvalidInput` if `file` is no Parquet file, `ImportError` without pyarrow."""
@@ -114,7 +117,7 @@ class ParquetShard(_Closing):
 
         self._file, self._name = file, name
         try:
-            self._parquet = pq.ParquetFile(file)
+            self._parquet = pq.ParquetFile(file, pre_buffer=False, page_checksum_verification=True)
         except pyarrow.ArrowException as error:
             raise InvalidInput(f"{name} is no readable Parquet file: {error}") from None
         metadata = self._parquet.metadata
@@ -130,18 +133,29 @@ class ParquetShard(_Closing):
     def __getitem__(self, index: int) -> Row:
         row = checked(index, len(self))
         group = bisect_right(self._ends, row)
-        if group not in self._groups:
-            self._groups[group] = self._parquet.read_row_group(group)
-            if len(self._groups) > _GROUPS:
-                self._groups.popitem(last=False)
-        self._groups.move_to_end(group)
-        table, at = self._groups[group], row - (self._ends[group - 1] if group else 0)
-        flat = table["codes"][at].values.to_numpy()
-        one = {name: table[name][at].as_py() for name in table.column_names if name != "codes"}
-        codes = Codes.from_flat(flat, one["grid"], one["size"], one["image_size"], one["fingerprint"])
+        table, at = self._group(group), row - (self._ends[group - 1] if group else 0)
+        try:
+            flat = table["codes"][at].values.to_numpy()
+            one = {name: table[name][at].as_py() for name in table.column_names if name != "codes"}
+            codes = Codes.from_flat(flat, one["grid"], one["size"], one["image_size"], one["fingerprint"])
+        except (KeyError, ValueError, TypeError, AttributeError) as error:
+            raise InvalidInput(f"{self._name}: row {index} is none of viq extract: {error}") from None
         fields = {name: value for name, value in one.items() if name not in _OWN_COLUMNS}
         mapped = fields.pop("fields", None)
         return Row(one["key"], codes, fields if mapped is None else {**fields, **dict(mapped)})
+
+    def _group(self, group: int) -> Any:
+        import pyarrow
+
+        if group not in self._groups:
+            try:
+                self._groups[group] = self._parquet.read_row_group(group, use_threads=False)
+            except (pyarrow.ArrowException, OSError) as error:
+                raise InvalidInput(f"{self._name}: row group {group} cannot be read: {error}") from None
+            if len(self._groups) > _GROUPS:
+                self._groups.popitem(last=False)
+        self._groups.move_to_end(group)
+        return self._groups[group]
 
 
 def open_shard(file: IO[bytes] | str | os.PathLike[str], name: str = "") -> Shard:

@@ -38,7 +38,7 @@ def check(
         raise OutputMismatch(f"{output.address} holds no finished shard")
     if output.json(MANIFEST) is None:
         found.wrong.append(f"there is no {MANIFEST}: the extraction is not complete, run it again to go on")
-    failed = {failure.position for record in records for failure in record.failures}
+    absent = {position for record in records for position in record.without_codes}
     kept = [
         index * run.shard_items + i
         for index, record in enumerate(records)
@@ -47,7 +47,7 @@ def check(
     chosen = frozenset(random.Random(seed).sample(kept, min(len(kept), sample)))  # noqa: S311
     stored: dict[int, Codes] = {}
     for index, record in enumerate(records):
-        stored |= _read(output, run, index, record, chosen, failed, found)
+        stored |= _read(output, run, index, record, chosen, absent, found)
         told(1)
     again = encoding.encoded(item for item in source.items(chosen.__contains__) if item.position in chosen)
     for result in again:
@@ -73,7 +73,7 @@ def _records(output: Output, run: Run) -> list[Record]:
 
 
 def _read(
-    output: Output, run: Run, index: int, record: Record, chosen: frozenset[int], failed: set[int], found: Findings
+    output: Output, run: Run, index: int, record: Record, chosen: frozenset[int], absent: set[int], found: Findings
 ) -> dict[int, Codes]:
     """The codes of the positions chosen in one shard; what is wrong with the shard is added to `found`."""
     with output.open(record.shard) as file:
@@ -83,7 +83,7 @@ def _read(
         found.wrong.append(f"{record.shard}: its checksum is {digest}, recorded is {record.sha256}")
         return {}
     first = index * run.shard_items
-    positions = [first + i for i in range(record.items) if first + i not in failed]
+    positions = [first + i for i in range(record.items) if first + i not in absent]
     with output.open(record.shard) as file, open_shard(file, record.shard) as shard:
         found.images += len(shard)
         if len(shard) != record.images or len(positions) != record.images:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from viq.codes import Codes
 from viq.errors import InvalidInput
 from viq_serving.extract.errors import DeviceLost, OutputMismatch
-from viq_serving.extract.output import Failure, Output, Record, Run, shard_name
+from viq_serving.extract.output import Failure, Output, Record, Rejected, Run, shard_name
+from viq_serving.extract.quality import LowQuality
 from viq_serving.extract.results import Result
 from viq_serving.extract.sinks import Sink, sink_of
 from viq_serving.extract.sources import Item, Source
@@ -29,13 +31,14 @@ class Tally:
 
     images: int = 0
     failed: int = 0
+    rejected: int = 0
     passed: int = 0
     patches: int = 0
     begun_at: float = 0.0
     done: float = 0.0
 
 
-class _Keys:
+class Keys:
     """A digest of keys in order, by which a source is known again."""
 
     def __init__(self) -> None:
@@ -43,11 +46,13 @@ class _Keys:
         self._digest = hashlib.blake2b(digest_size=16)
 
     def add(self, key: str) -> None:
+        """The next key."""
         self.items, self.first, self.last = self.items + 1, self.first or key, key
         self._digest.update(key.encode("utf-8", "surrogatepass") + b"\0")
 
     @property
     def digest(self) -> str:
+        """32 hex digits."""
         return self._digest.hexdigest()
 
 
@@ -60,7 +65,7 @@ class Extraction:
         self._part, self._parts = part, parts
         self._columns = getattr(source, "columns", None)
         self._records: dict[int, Record] = {}
-        self._passing: tuple[int, _Keys] | None = None
+        self._passing: tuple[int, Keys] | None = None
         self._count = 0
         self.tally = Tally()
         self.told: Callable[[Tally], None] = lambda tally: None
@@ -70,22 +75,32 @@ class Extraction:
 
         Raises `OutputMismatch` if the source no longer gives what finished shards were made of.
         """
-        sink: Sink | None = None
-        record, keys, shard = Record(""), _Keys(), -1
-        for result in encoding.encoded(self._left()):
-            item = result.item
-            if item.position // self._run.shard_items != shard:
-                self._finish(sink, record, keys)
-                shard = item.position // self._run.shard_items
-                record, keys = Record(shard_name(self._run.format, shard)), _Keys()
-                sink = sink_of(self._run.format, self._output.new(record.shard), self._columns)
-            keys.add(item.key)
-            if sink is not None:  # as it is, from the first item on
-                self._add(result, record, sink)
-        self._finish(sink, record, keys)
+        self.write(encoding.encoded(self._left()))
         if not self._count:
             raise InvalidInput("the source holds no image")
         return self._output.conclude(self._run, -(-self._count // self._run.shard_items))
+
+    def write(self, results: Iterable[Result]) -> None:
+        """Write results, those of whole shards, in order."""
+        sink: Sink | None = None
+        record, keys, shard = Record(""), Keys(), -1
+        try:
+            for result in results:
+                item = result.item
+                if item.position // self._run.shard_items != shard:
+                    self._finish(sink, record, keys)
+                    shard = item.position // self._run.shard_items
+                    record, keys = Record(shard_name(self._run.format, shard)), Keys()
+                    sink = sink_of(self._run.format, self._output.new(record.shard), self._columns)
+                keys.add(item.key)
+                if sink is not None:  # as it is, from the first item on
+                    self._add(result, record, sink)
+            self._finish(sink, record, keys)
+        except BaseException:
+            if sink is not None:
+                with suppress(Exception):  # a full disk, most likely, which is what the caller is to hear of
+                    sink.close()
+            raise
 
     def _left(self) -> Iterator[Item]:
         """The items that are not in finished shards. Those that are must be what they were."""
@@ -99,7 +114,7 @@ class Extraction:
         self._check()
         beyond = self._output.record(shard_name(self._run.format, -(-self._count // self._run.shard_items)))
         if beyond is not None:
-            raise self._changed(beyond)
+            raise changed(self._output, beyond)
 
     def _wanted(self, position: int) -> bool:
         shard = position // self._run.shard_items
@@ -110,7 +125,7 @@ class Extraction:
             found = self._output.record(shard_name(self._run.format, shard))
             # Shards are few beside items, but what failed in them need not be remembered.
             self._records[shard] = found or Record("")
-            self._records[shard].failures = []
+            self._records[shard].failures, self._records[shard].rejected = [], []
         record = self._records[shard]
         return record if record.shard else None
 
@@ -118,7 +133,7 @@ class Extraction:
         shard = item.position // self._run.shard_items
         if self._passing is None or self._passing[0] != shard:
             self._check()
-            self._passing = shard, _Keys()
+            self._passing = shard, Keys()
         self._passing[1].add(item.key)
         self.tally.passed += 1
 
@@ -129,13 +144,7 @@ class Extraction:
         shard, keys = self._passing
         self._passing, record = None, self._finished(shard)
         if record is not None and (record.keys, record.items) != (keys.digest, keys.items):
-            raise self._changed(record)
-
-    def _changed(self, record: Record) -> OutputMismatch:
-        return OutputMismatch(
-            f"the source no longer gives what {self._output.address}/{record.shard} was made of ({record.items} items, "
-            f"{record.first_key!r} to {record.last_key!r}): use another folder, or give the source as it was"
-        )
+            raise changed(self._output, record)
 
     def _add(self, result: Result, record: Record, sink: Sink) -> None:
         item, codes = result.item, result.codes
@@ -148,14 +157,25 @@ class Extraction:
             record.patches += codes.grid[0] * codes.grid[1]
             self.tally.images += 1
             self.tally.patches += codes.grid[0] * codes.grid[1]
+        elif isinstance(codes, LowQuality):
+            record.rejected.append(Rejected(item.position, item.key, codes.psnr))
+            self.tally.rejected += 1
         else:
             record.failures.append(Failure(item.position, item.key, codes.code, str(codes)))
             self.tally.failed += 1
         self.told(self.tally)
 
-    def _finish(self, sink: Sink | None, record: Record, keys: _Keys) -> None:
+    def _finish(self, sink: Sink | None, record: Record, keys: Keys) -> None:
         if sink is None:
             return
         sink.close()
         record.items, record.keys, record.first_key, record.last_key = keys.items, keys.digest, keys.first, keys.last
         self._output.finish(record)
+
+
+def changed(output: Output, record: Record) -> OutputMismatch:
+    """What is wrong where the items of a finished shard are not those that the source gives."""
+    return OutputMismatch(
+        f"the source no longer gives what {output.address}/{record.shard} was made of ({record.items} items, "
+        f"{record.first_key!r} to {record.last_key!r}): use another folder, or give the source as it was"
+    )

@@ -22,6 +22,7 @@ from viq.codes import Codes
 from viq.cost import encode_cost
 from viq.errors import ViQError
 from viq_serving.extract.errors import DeviceLost
+from viq_serving.extract.quality import QualityGate
 from viq_serving.extract.results import Result, Unforeseen, read_fields
 from viq_serving.extract.sources import Item
 from viq_serving.images import ImageLimits, decode
@@ -50,6 +51,9 @@ class Model(Protocol):
     def launch_encode(self, images: Sequence[Any]) -> Any:
         """Hand one pack of images to the device."""
 
+    def launch_decode(self, codes: Sequence[Codes]) -> Any:
+        """Hand one pack of codes to the device; needed for a quality gate only."""
+
 
 @dataclass(eq=False)
 class _Slot:
@@ -58,6 +62,8 @@ class _Slot:
     item: Item
     fields: Mapping[str, Any] = field(default_factory=dict)
     work: Any = None
+    pixels: Pixels | None = None
+    """Kept for the quality gate alone."""
     cost: int = 0
     result: Codes | ViQError | None = None
 
@@ -72,12 +78,15 @@ class Here:
         *,
         exif: bool = True,
         alpha: Alpha = "white",
+        min_psnr: float | None = None,
         pack_cost: int | None = None,
         threads: int | None = None,
     ) -> None:
+        """With `min_psnr`, in dB, pictures whose codes give back less are `LowQuality`; models then need a decoder."""
         cuda = models[0].device.startswith("cuda")
         self._models, self._pack = models, pack_cost or (CUDA_PACK if cuda else CPU_PACK)
         self._pixels: Callable[[bytes], Pixels] = partial(decode, limits=limits, exif=exif, alpha=alpha)
+        self._gate = None if min_psnr is None else QualityGate(min_psnr)
         # On CUDA the next pack is handed over while one is computed; on a CPU a launch returns when all is done.
         self._ahead = 1 if cuda else 0
         self._threads = threads or os.cpu_count() or 1
@@ -153,7 +162,8 @@ class Here:
         try:
             from viq.patches import Patches
 
-            slot.work = Patches.of(self._pixels(slot.item.content()))
+            pixels = self._pixels(slot.item.content())
+            slot.work, slot.pixels = Patches.of(pixels), None if self._gate is None else pixels
             slot.fields = read_fields(slot.item.fields)
             slot.cost = encode_cost(len(slot.work.rows))
         except ViQError as error:
@@ -222,13 +232,13 @@ class Here:
 
     def _landed(self, model: Model, pack: list[_Slot], launched: Any) -> None:
         """Answer a pack; if it failed, try it in halves until the images to blame are found."""
-        results = _results(launched)
+        results = self._results(model, pack, launched)
         if isinstance(results, Exception):
             self._recover(model, pack, results)
             return
         with self._changed:
             for slot, codes in zip(pack, results, strict=True):
-                slot.work, slot.result = None, codes
+                slot.work, slot.pixels, slot.result = None, None, codes
             self._changed.notify_all()
 
     def _recover(self, model: Model, pack: list[_Slot], error: Exception) -> None:
@@ -239,13 +249,14 @@ class Here:
             return
         from viq.patches import Patches
 
-        grey = _results(self._launched_grey(model, Patches.of(np.full((32, 32, 3), 128, np.uint8))))
+        launched = self._launched_grey(model, Patches.of(np.full((32, 32, 3), 128, np.uint8)))
+        grey = self._results(model, [], launched)
         if isinstance(grey, Exception):
             raise grey
         (slot,) = pack
         known = isinstance(error, ViQError)
         with self._changed:
-            slot.work = None
+            slot.work = slot.pixels = None
             slot.result = error if known else Unforeseen(f"{type(error).__name__}: {error}")  # type: ignore[assignment]
             self._changed.notify_all()
 
@@ -255,15 +266,18 @@ class Here:
         except Exception as error:  # noqa: BLE001  # the caller raises it
             return error
 
-
-def _results(launched: Any) -> Sequence[Codes] | Exception:
-    if isinstance(launched, Exception):
-        return launched
-    try:
-        results: Sequence[Codes] = launched.results()
-    except Exception as error:  # noqa: BLE001  # the caller looks at it
-        return error
-    return results
+    def _results(self, model: Model, pack: Sequence[_Slot], launched: Any) -> Sequence[Codes | ViQError] | Exception:
+        """What became of a pack, judged by the gate if there is one, or the error of all of it."""
+        if isinstance(launched, Exception):
+            return launched
+        try:
+            results: Sequence[Codes] = launched.results()
+            if self._gate is None or not pack:
+                return results
+            pairs = zip(pack, results, strict=True)
+            return [self._gate.judged(model, slot.pixels, codes) for slot, codes in pairs if slot.pixels is not None]
+        except Exception as error:  # noqa: BLE001  # the caller looks at it
+            return error
 
 
 def _gone() -> bytes:

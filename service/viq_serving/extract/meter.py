@@ -30,6 +30,8 @@ class Meter:
         ]
         if tally.failed:
             parts.append(f"{tally.failed} failed")
+        if tally.rejected:
+            parts.append(f"{tally.rejected} below the PSNR asked for")
         left_s = self.left_s(tally, total, now)
         if left_s is not None and total:
             parts.append(f"{100 * tally.done / total:.1f} %, {_spoken(left_s)} left")

@@ -4,6 +4,7 @@
     codes-000000.tar        a shard; or .parquet
     codes-000000.json       its record, written after it: a shard without one is not done
     failures.jsonl          what failed, a line each; written at the end
+    rejected.jsonl          with --min-psnr: what is not worth keeping, a line each with its PSNR; written at the end
     manifest.json           counts and checksums of all shards; written last
 
 Each file appears whole or not at all.
@@ -26,7 +27,7 @@ from viq_serving.extract.places import Disk, drop, joined, place_of
 from viq_serving.extract.sinks import SUFFIX, Format
 
 VERSION = 1
-RUN, MANIFEST, FAILURES = "extract.json", "manifest.json", "failures.jsonl"
+RUN, MANIFEST, FAILURES, REJECTED = "extract.json", "manifest.json", "failures.jsonl", "rejected.jsonl"
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Run:
     max_bytes: int
     max_pixels: int
     max_patches: int
+    min_psnr: float | None = None
     version: int = VERSION
     sources: list[str] = field(default_factory=list, compare=False)
     """For people and for `verify`; that the images are the same is seen by their keys."""
@@ -61,6 +63,15 @@ class Failure:
 
 
 @dataclass
+class Rejected:
+    """An image whose codes give back too little of it; `psnr` in dB."""
+
+    position: int
+    key: str
+    psnr: float
+
+
+@dataclass
 class Record:
     """One finished shard. `items` are all of the source that belong to it, `keys` a digest of theirs."""
 
@@ -74,6 +85,12 @@ class Record:
     first_key: str = ""
     last_key: str = ""
     failures: list[Failure] = field(default_factory=list)
+    rejected: list[Rejected] = field(default_factory=list)
+
+    @property
+    def without_codes(self) -> set[int]:
+        """Positions of its items that are not in the shard."""
+        return {one.position for one in self.failures} | {one.position for one in self.rejected}
 
 
 class Output:
@@ -90,17 +107,23 @@ class Output:
         try:
             self._place.make_folder(self._path)
             with self._locked(lock):
-                for name in self._unfinished(lock):
-                    drop(Path(self._path, name))
-                # On a disk beside the shards, so that to finish one is to rename it.
-                local = self._path if isinstance(self._place, Disk) else None
-                self._spool = Path(tempfile.mkdtemp(prefix=f".unfinished-{lock}-", dir=local))
-                try:
+                self._tidy(lock)
+                with self.shared(lock):
                     yield
-                finally:
-                    drop(self._spool)
+                self._tidy(lock)
         except OSError as error:
             raise PlaceError(f"{self.address}: {error.strerror or error}") from None
+
+    @contextmanager
+    def shared(self, lock: str = "") -> Iterator[None]:
+        """Hold a place of one's own for unfinished files, beside the run that has `opened` the folder."""
+        # On a disk beside the shards, so that to finish one is to rename it.
+        local = self._path if isinstance(self._place, Disk) else None
+        self._spool = Path(tempfile.mkdtemp(prefix=f".unfinished-{lock}-", dir=local))
+        try:
+            yield
+        finally:
+            drop(self._spool)
 
     def begin(self, run: Run) -> Run:
         """Say what is to be here, or find that the same was begun; raises `OutputMismatch` if it was something else."""
@@ -152,10 +175,11 @@ class Output:
 
     def conclude(self, run: Run, shards: int) -> dict[str, Any] | None:
         """Write failures and manifest from the records of so many shards; None if some are not done yet."""
-        totals = {"shards": shards, "items": 0, "images": 0, "failed": 0, "patches": 0, "codes": 0, "bytes": 0}
+        totals = dict.fromkeys(("shards", "items", "images", "failed", "rejected", "patches", "codes", "bytes"), 0)
+        totals["shards"] = shards
         rows, reasons = [], dict[str, int]()
-        path = self.new(FAILURES)
-        with path.open("w", encoding="utf-8") as file:
+        failed, rejected = self.new(FAILURES), self.new(REJECTED)
+        with failed.open("w", encoding="utf-8") as file, rejected.open("w", encoding="utf-8") as below:
             for index in range(shards):
                 record = self.record(shard_name(run.format, index))
                 if record is None:
@@ -163,14 +187,17 @@ class Output:
                 for failure in record.failures:
                     reasons[failure.code] = reasons.get(failure.code, 0) + 1
                     file.write(json.dumps(asdict(failure)) + "\n")
+                below.writelines(json.dumps(asdict(one)) + "\n" for one in record.rejected)
                 row = asdict(record)
-                row["failed"] = len(row.pop("failures"))
-                for name in ("items", "images", "failed", "patches", "bytes"):
+                row["failed"], row["rejected"] = len(row.pop("failures")), len(record.rejected)
+                for name in ("items", "images", "failed", "rejected", "patches", "bytes"):
                     totals[name] += row[name]
                 rows.append(row)
         totals["codes"] = 4 * totals["patches"]
         manifest = {**asdict(run), **totals, "failures": reasons, "shard_list": rows}
-        self._place.put(path, joined(self._path, FAILURES))
+        self._place.put(failed, joined(self._path, FAILURES))
+        if run.min_psnr is not None:
+            self._place.put(rejected, joined(self._path, REJECTED))
         self._put_json(MANIFEST, manifest)
         return manifest
 
@@ -196,10 +223,13 @@ class Output:
         path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
         self._place.put(path, joined(self._path, name))
 
-    def _unfinished(self, lock: str) -> list[str]:
+    def _tidy(self, lock: str) -> None:
+        """Remove what runs under the same lock left unfinished when they were killed."""
         if not isinstance(self._place, Disk):
-            return []
-        return [name for name, _ in self._place.entries(self._path) if name.startswith(f".unfinished-{lock}-")]
+            return
+        for name, _ in list(self._place.entries(self._path)):
+            if name.startswith(f".unfinished-{lock}-"):
+                drop(Path(self._path, name))
 
     @contextmanager
     def _locked(self, lock: str) -> Iterator[None]:
@@ -225,6 +255,8 @@ def shard_name(format: Format, index: int) -> str:
 
 def _record(found: Mapping[str, Any], what: str) -> Record:
     try:
-        return Record(**{**found, "failures": [Failure(**one) for one in found["failures"]]})
+        failures = [Failure(**one) for one in found["failures"]]
+        rejected = [Rejected(**one) for one in found.get("rejected", [])]
+        return Record(**{**found, "failures": failures, "rejected": rejected})
     except (TypeError, KeyError):
         raise OutputMismatch(f"the record of {what} is not what viq extract writes") from None

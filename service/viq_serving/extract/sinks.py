@@ -65,8 +65,10 @@ class TarSink:
 
     def close(self) -> None:
         """Finish the file."""
-        self._tar.close()
-        self._file.close()
+        try:
+            self._tar.close()
+        finally:
+            self._file.close()
 
     def _put(self, name: str, data: bytes) -> None:
         header = tarfile.TarInfo(name)
@@ -92,7 +94,7 @@ class ParquetSink:
         self._mapped = columns is None
         self._schema = pa.schema([*(pa.field(*one) for one in own), *fields])
         self._file: IO[bytes] = path.open("wb")
-        self._writer = pa.parquet.ParquetWriter(self._file, self._schema, compression="zstd")
+        self._writer = pa.parquet.ParquetWriter(self._file, self._schema, compression="zstd", write_page_checksum=True)
         self._rows: dict[str, list[Any]] = {name: [] for name in self._schema.names}
         self._codes = 0
 
@@ -115,10 +117,13 @@ class ParquetSink:
 
     def close(self) -> None:
         """Finish the file."""
-        if self._rows["key"]:
-            self._flush()
-        self._writer.close()
-        self._file.close()
+        try:
+            if self._rows["key"]:
+                self._flush()
+            self._writer.close()
+        finally:
+            self._writer.is_open = False  # or it would try again when it is collected
+            self._file.close()
 
     def _flush(self) -> None:
         self._writer.write_table(self._arrow.table(self._rows, schema=self._schema))
