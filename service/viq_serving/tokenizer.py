@@ -106,6 +106,11 @@ class Tokenizer:
             threads.shutdown(wait=self._life.state != "lost")
 
     @property
+    def idle(self) -> bool:
+        """Whether nobody waits for anything to be computed."""
+        return self._engine.idle
+
+    @property
     def hung(self) -> bool:
         """Whether a device that is lost has left a thread that nothing but the end of the process ends."""
         return self._engine.hung

@@ -8,7 +8,7 @@ from starlette.exceptions import HTTPException
 from viq_serving.errors import ViQError
 from viq_serving.keys import Keys
 from viq_serving.metrics import Metrics
-from viq_serving.rest import docs, health, oip, routes
+from viq_serving.rest import docs, health, oip, page, routes
 from viq_serving.rest.docs import Api
 from viq_serving.rest.envelope import Envelope
 from viq_serving.rest.errors import on_error, on_framework_error
@@ -24,6 +24,8 @@ def create_app(tokenizer: Tokenizer, metrics: Metrics, settings: Settings, keys:
     app.include_router(oip.router)
     app.include_router(health.router)
     app.include_router(docs.router)
+    if settings.page:
+        app.include_router(page.router)
     app.add_exception_handler(ViQError, on_error)
     app.add_exception_handler(HTTPException, on_framework_error)
     app.add_exception_handler(RequestValidationError, on_framework_error)
