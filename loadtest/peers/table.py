@@ -1,0 +1,117 @@
+"""The table of `measure.py`'s results, as Markdown.
+
+    python loadtest/peers/table.py loadtest/results/peers.json [-o loadtest/results/peers.md]
+
+Medians over the rounds; every row that was measured is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+Result = dict[str, Any]
+HEAD = (
+    "| | workers × threads | images/s | of the bare model | p50, p99 ms, {callers} callers "
+    "| p50, p99 ms at {rate:.3g}/s | not answered | codes equal | peak memory MB |"
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=Path)
+    parser.add_argument("-o", "--out", type=Path)
+    args = parser.parse_args()
+    text = table(json.loads(args.results.read_text()))
+    if args.out:
+        args.out.write_text(text)
+    else:
+        print(text, end="")
+
+
+def table(results: Result) -> str:
+    """All of it: a section a mix."""
+    machine, load, versions = results["machine"], results["load"], results["versions"]
+    named = sorted({f"{name} {version}" for of in versions.values() for name, version in of.items()})
+    lines = [
+        "# The same network behind other servers",
+        "",
+        f"{results['weights']} in float32 on {machine['cores']} cores ({machine['cpu']}); {', '.join(named)}. "
+        f"{load['pictures']} pictures a mix from seed {load['seed']}; {load['callers']} callers who wait for their "
+        f"answers, then Poisson arrivals at {load['share']:.0%} of what the per-image loop computes of "
+        "that mix, the same for every row. Medians of the rounds. Memory is resident memory summed over all "
+        "processes of a server. A loop has one caller, who waits for one image (or one batch).",
+        "",
+    ]
+    for mix, rate in results["rates"].items():
+        rows = {name: of[mix] for name, of in results["rows"].items() if mix in of}
+        bare = middle(rows["bare model"], images_per_s)
+        lines += [f"## {mix}", "", HEAD.format(callers=load["callers"], rate=rate), "|" + "---|" * 9]
+        lines += [line(name, list(of.values()), bare, results["digests"][mix]) for name, of in rows.items()]
+        lines += ["", _speeds(rows), ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def line(name: str, rounds: Sequence[Result], bare: float, codes: Result) -> str:
+    """One row of one mix."""
+    first, opened = rounds[0], [one["open"] for one in rounds if "open" in one]
+    rate = statistics.median(map(images_per_s, rounds))
+    cells = [
+        name,
+        f"{first['workers']} × {first['threads']}" if first["workers"] else "its default",
+        f"{rate:.2f}" if rate < 100 else f"{rate:.0f}",
+        f"{rate / bare:.2f}",
+        _latencies([one["closed"]["latency_ms"] for one in rounds]),
+        _latencies([one["latency_ms"] for one in opened]) if opened else "–",
+        f"{sum(map(unanswered, rounds))}" if opened else "–",
+        "yes" if all(equal(one, codes) for one in rounds) else "**no**",
+        f"{max(one['resident_bytes'] for one in rounds) / 2**20:.0f}",
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+def images_per_s(result: Result) -> float:
+    """Throughput of the closed loop, or of a loop without a server."""
+    closed = result["closed"]
+    return float(closed["images_per_s"] if "images_per_s" in closed else closed["achieved"]["images_per_s"])
+
+
+def unanswered(result: Result) -> int:
+    """Requests that failed or were refused, of both loads."""
+    runs = [result[load] for load in ("closed", "open") if load in result]
+    return sum(sum(run.get("errors", {}).values()) + run.get("rejects", {}).get("count", 0) for run in runs)
+
+
+def equal(result: Result, codes: Result) -> bool:
+    """Whether every picture was seen and all had the bare model's codes, every time."""
+    seen = [result[load]["codes"] for load in ("closed", "open") if load in result]
+    whole = [one for one in seen if one["pictures"] == codes["pictures"]]
+    return bool(whole) and all(one["digest"] == codes["digest"] for one in whole) and not any(
+        one.get("unstable") for one in seen
+    )  # fmt: skip
+
+
+def middle(rounds: dict[str, Result], value: Callable[[Result], float]) -> float:
+    """The median over the rounds."""
+    return statistics.median(map(value, rounds.values()))
+
+
+def _latencies(runs: Sequence[Result]) -> str:
+    return ", ".join(f"{statistics.median(run[name] for run in runs):.0f}" for name in ("p50", "p99"))
+
+
+def _speeds(rows: dict[str, dict[str, Result]]) -> str:
+    """How steady the machine was: the reference beside each measurement."""
+    spoken = [ms for of in rows.values() for one in of.values() for ms in one["reference_ms"]]
+    return (
+        f"The machine meanwhile: a lone 512² encode by one thread, beside each of these, took {min(spoken):.0f} to "
+        f"{max(spoken):.0f} ms (median {statistics.median(spoken):.0f})."
+    )
+
+
+if __name__ == "__main__":
+    main()
