@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import random
 import subprocess
 import sys
@@ -33,11 +34,15 @@ from viq_serving.pb.viq_pb2_grpc import ViQStub
 
 IN_FLIGHT = 1024  # unanswered items a stream, the server's own limit
 PICTURES = 16
+_YIELDING = 15
+"""Niceness of the flood: other machines send it in earnest, here it would take a core from the server it floods."""
+
 LANES = ("interactive", "bulk")
 
 
 async def flood(address: str, side: int, streams: int) -> None:
     """Send bulk items through so many streams until killed."""
+    os.nice(_YIELDING)
     files = [jpeg(picture(side, side, seed)) for seed in range(PICTURES)]
 
     async def one(stub: Any, number: int) -> None:

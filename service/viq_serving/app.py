@@ -111,7 +111,7 @@ class Service:
             self._own_signals()
         tokenizer.listen(self._told)
         on_listening(addresses)
-        code = await self._live(tokenizer)
+        code = await self._live(tokenizer, doors)
         if not self.stuck:
             doors.refuse_grpc()
             await asyncio.sleep(_ARRIVING_S)
@@ -134,7 +134,7 @@ class Service:
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self._stop.set)
 
-    async def _live(self, tokenizer: Tokenizer) -> int:
+    async def _live(self, tokenizer: Tokenizer, doors: Doors) -> int:
         """Load, serve until asked to stop, drain. A stop while loading needs no drain: nobody was sent here yet."""
         loading = asyncio.create_task(tokenizer.load(lambda: _models(self._settings)))
         ending = asyncio.create_task(_first(self._stop, self._lost))
@@ -146,6 +146,12 @@ class Service:
         if loading.exception() is not None:
             ending.cancel()
             return _unusable(loading.exception())
+        try:
+            await doors.loaded()
+        except CannotListen as error:
+            ending.cancel()
+            log.error("%s", error)
+            return UNUSABLE
         collecting = asyncio.create_task(garbage.collect(lambda: tokenizer.idle))
         log.info("ready: %s", ", ".join(f"{one.label} {one.fingerprint}" for one in tokenizer.models()))
         await ending

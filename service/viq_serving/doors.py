@@ -19,7 +19,7 @@ from viq_serving.rest.server import Server
 from viq_serving.rest.server import create_server as create_http_server
 from viq_serving.rpc.server import create_server as create_grpc_server
 from viq_serving.settings import Settings
-from viq_serving.sockets import CannotListen, UnixPath, listen, name_at, name_of, refuse_connections
+from viq_serving.sockets import CannotListen, UnixPath, listen, name_at, name_of, refuse_connections, reserve
 from viq_serving.tls import Certificates, Identity
 from viq_serving.tokenizer import Tokenizer
 
@@ -70,10 +70,11 @@ class Doors:
         self._metrics = create_metrics_server(metrics)
         self._serving: dict[Server, asyncio.Task[None]] = {}
         self._paths: list[UnixPath] = []
-        self._grpc_port: int | None = None
+        self._grpc_port: int | None = settings.grpc_port
+        self._reserved: socket.socket | None = None
 
     async def open(self) -> Addresses:
-        """Listen on every port and at every path; raises `CannotListen`."""
+        """Listen on every port and at every path, but for gRPC if that is for later; raises `CannotListen`."""
         settings, encrypted = self._settings, self._certificates is not None
         with self._all_or_none() as listening:
             http = self._listen(listening, self._http, settings.http_port, encrypted=encrypted)
@@ -82,20 +83,25 @@ class Doors:
                 path = self._path(settings.http_uds)
                 listening[self._http_unix] = path.listen()
             grpc_host = settings.host if http is None else http.getsockname()[0]
-            grpc_port = self._grpc_port = self._add_grpc_port(settings.host, settings.grpc_port)
-            if settings.grpc_uds is not None:
-                with self._path(settings.grpc_uds).taken():
-                    self._grpc.add_insecure_port(f"unix:{quote(settings.grpc_uds)}")
-            await self._grpc.start()
+            if not settings.grpc_when_loaded:
+                await self._listen_for_grpc()
+            elif settings.grpc_port is not None:
+                self._reserved = reserve(settings.host, settings.grpc_port)
+                self._grpc_port = int(self._reserved.getsockname()[1])
             self._serving = {one: asyncio.create_task(one.serve([at])) for one, at in listening.items()}
         return Addresses(
             "" if http is None else name_of(http),
-            "" if grpc_port is None else name_at(grpc_host, grpc_port),
+            "" if self._grpc_port is None else name_at(grpc_host, self._grpc_port),
             None if metrics is None else name_of(metrics),
             settings.http_uds,
             settings.grpc_uds,
             encrypted,
         )
+
+    async def loaded(self) -> None:
+        """Listen for gRPC, if that was for now; raises `CannotListen`."""
+        if self._settings.grpc_when_loaded:
+            await self._listen_for_grpc()
 
     def refuse_grpc(self) -> None:
         """Refuse new connections for gRPC, while calls on those that are open are answered as before.
@@ -109,6 +115,8 @@ class Doors:
     async def close(self, grace_s: float) -> None:
         """Take no new requests, let those under way finish for at most `grace_s` seconds, and stop listening."""
         await asyncio.gather(self._grpc.stop(grace_s), *(self._finish(server, grace_s) for server in self._serving))
+        if self._reserved is not None:
+            self._reserved.close()
         for path in self._paths:
             path.remove()
 
@@ -139,9 +147,16 @@ class Doors:
         self._paths.append(UnixPath(path, self._settings.uds_mode))
         return self._paths[-1]
 
-    def _add_grpc_port(self, host: str, port: int | None) -> int | None:
-        if port is None:
-            return None
+    async def _listen_for_grpc(self) -> None:
+        settings = self._settings
+        if self._grpc_port is not None:
+            self._grpc_port = self._add_grpc_port(settings.host, self._grpc_port)
+        if settings.grpc_uds is not None:
+            with self._path(settings.grpc_uds).taken():
+                self._grpc.add_insecure_port(f"unix:{quote(settings.grpc_uds)}")
+        await self._grpc.start()
+
+    def _add_grpc_port(self, host: str, port: int) -> int:
         try:
             if self._certificates is None:
                 return self._grpc.add_insecure_port(name_at(host, port))

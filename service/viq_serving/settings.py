@@ -90,6 +90,11 @@ class Settings(BaseSettings):
     host: str = Field(default="127.0.0.1", description="address to listen on")
     http_port: int | None = Field(default=8000, ge=0, le=65535, description="HTTP port; 0 lets the system choose")
     grpc_port: int | None = Field(default=8001, ge=0, le=65535, description="gRPC port; 0 lets the system choose")
+    grpc_when_loaded: bool = Field(
+        default=False,
+        description="refuse gRPC connections until the models are loaded, for proxies without health checks: to them "
+        "UNAVAILABLE, which is the answer otherwise, is a reply like any other",
+    )
     metrics_port: int | None = Field(
         default=None,
         ge=0,

@@ -23,6 +23,20 @@ def listen(host: str, port: int, *, encrypted: bool = False) -> socket.socket:
     With `encrypted` the system ends connections whose client reads nothing for 30 s. On others the server sees to
     that itself, but a TLS transport hands all of a reply on at once, and knows nothing more of it.
     """
+    listener = reserve(host, port)
+    try:
+        if encrypted and hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux; the connections inherit it
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNREAD_MS)
+        listener.listen(_BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise CannotListen(f"cannot listen on {host} port {port}: {error}") from None
+    listener.setblocking(False)
+    return listener
+
+
+def reserve(host: str, port: int) -> socket.socket:
+    """A socket that holds a port, which refuses connections until somebody listens there. Raises `CannotListen`."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         family, kind, protocol, _, address = found[0]
@@ -31,14 +45,10 @@ def listen(host: str, port: int, *, encrypted: bool = False) -> socket.socket:
         raise CannotListen(f"cannot listen on {host} port {port}: {error}") from None
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if encrypted and hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux; the connections inherit it
-            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNREAD_MS)
         listener.bind(address)
-        listener.listen(_BACKLOG)
     except OSError as error:
         listener.close()
         raise CannotListen(f"cannot listen on {host} port {port}: {error}") from None
-    listener.setblocking(False)
     return listener
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -75,20 +77,27 @@ class Early:
         self.metric = server.metric("viq_ready")
 
 
-@pytest.fixture(scope="module")
-def early(start: Start, root: Path, models: dict[str, ViQ], make_png: MakePng) -> tuple[Server, Early]:
-    """A server of both, whose loading waited until it had been looked at. The first size is the default."""
+@contextmanager
+def loading_waits(root: Path) -> Iterator[None]:
+    """A server that is started inside the `with` block does not get beyond the manifest of 64k before its end."""
     manifest = root / "converted_64k" / "viq.json"
     contents = manifest.read_bytes()
     manifest.unlink()
     os.mkfifo(manifest)  # who reads it waits for somebody to write
-    sizes = [word for size in SIZES for word in ("--size", size)]
-    server = start("--weights-root", str(root), *sizes, "--drain-delay", "0").open()
-    seen = Early(server, make_png())
+    yield
     with manifest.open("wb") as pipe:
         manifest.unlink()
         manifest.write_bytes(contents)
         pipe.write(contents)
+
+
+@pytest.fixture(scope="module")
+def early(start: Start, root: Path, models: dict[str, ViQ], make_png: MakePng) -> tuple[Server, Early]:
+    """A server of both, whose loading waited until it had been looked at. The first size is the default."""
+    sizes = [word for size in SIZES for word in ("--size", size)]
+    with loading_waits(root):
+        server = start("--weights-root", str(root), *sizes, "--drain-delay", "0").open()
+        seen = Early(server, make_png())
     return server.ready(), seen
 
 
@@ -114,6 +123,19 @@ def test_while_loading_every_door_is_not_ready(early: tuple[Server, Early], door
     assert reply.fingerprint == ""  # there is none yet
     if "http" in door:
         assert int(reply.headers["retry-after"]) >= 1
+
+
+def test_grpc_connections_can_be_refused_while_loading_and_the_address_is_known_by_then(
+    start: Start, root: Path, image: bytes
+) -> None:
+    with loading_waits(root):
+        server = start("--weights-root", str(root), "--size", "64k", "--grpc-when-loaded", "--drain-delay", "0").open()
+        host, port = server.grpc.rsplit(":", 1)
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection((host, int(port)), 60)
+        assert server.http.get("/readyz").status_code == 503
+    assert server.ready().ask("grpc", "encode", [image]).status == "OK"
+    assert server.end() == 0
 
 
 def test_while_loading_it_is_alive_and_says_that_it_is_not_ready(early: tuple[Server, Early]) -> None:

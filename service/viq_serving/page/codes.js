@@ -48,7 +48,8 @@ export class Codes {
     const size = item.size ?? model.size;
     if (typeof size !== "string" || !pair(item.grid)) throw new Error("it names no size or no grid");
     const array = item.codes_b64 === undefined ? fromList(item.codes) : fromBase64(item.codes_b64);
-    const imageSize = pair(item.image_size) ? item.image_size : item.grid.map((side) => PATCH * side);
+    const imageSize = item.image_size ?? item.grid.map((side) => PATCH * side);
+    if (!pair(imageSize)) throw new Error("its image_size is not two numbers");
     return new Codes(array, item.grid, imageSize, size, item.fingerprint ?? model.fingerprint ?? "");
   }
 

@@ -69,27 +69,20 @@ function sizes() {
   return second && second !== first ? [first, second] : [first];
 }
 
-function open(file, about) {
+/** Open `{name, read, sample}`, see `Workbench.open`. */
+function open(wanted) {
   clear();
-  if (bench.models.length === 0) {
+  if (bench.models.length > 0) bench.open(wanted, sizes());
+  else if (service.wantsKey) tell({ code: "unauthenticated", message: "Give the key first, then choose again" });
+  else
     tell({ code: "not_ready", message: "The page does not know yet what this service has loaded" }, () =>
-      loadModels().then(() => open(file, about)),
+      loadModels().then(() => open(wanted)),
     );
-    return undefined;
-  }
-  return bench.open(file, sizes(), about);
 }
 
-async function sample(name) {
-  const reply = await fetch(new URL(`page/samples/${name}`, BASE)).catch(() => null);
-  if (reply?.ok) return new File([await reply.blob()], name);
-  fail({ code: "unreachable", message: "The sample could not be fetched" }, () => openSample(name));
-  return null;
-}
-
-async function openSample(name) {
-  const file = await sample(name);
-  if (file) open(file, { sample: new URL(`page/samples/${name}`, BASE).href });
+function openSample(name) {
+  const sample = new URL(`page/samples/${name}`, BASE).href;
+  open({ name, read: (signal) => service.sample(name, signal), sample });
 }
 
 function render() {
@@ -150,9 +143,9 @@ function divide(percentage) {
   stage.setDivider(percentage);
 }
 
-async function edit(rule) {
+function edit(rule) {
   if (bench.busy) return;
-  const patches = [...stage.selected].sort((a, b) => a - b);
+  const patches = selected();
   if (patches.length === 0) {
     tell({
       code: "invalid_input",
@@ -162,16 +155,14 @@ async function edit(rule) {
     return;
   }
   clear();
-  if (rule === "other") {
-    const chosen = byId("other").value;
-    if (chosen === "") byId("other-file").click();
-    else {
-      const file = await sample(chosen);
-      if (file) bench.replace(borrowed, patches, file);
-    }
-    return;
-  }
-  bench.replace(RULES[rule], patches);
+  const lender = byId("other").value;
+  if (rule !== "other") bench.replace(RULES[rule], patches);
+  else if (lender) bench.replace(borrowed, patches, (signal) => service.sample(lender, signal));
+  else byId("other-file").click();
+}
+
+function selected() {
+  return [...stage.selected].sort((a, b) => a - b);
 }
 
 function save(what) {
@@ -208,7 +199,7 @@ function setMode(mode) {
 
 function take(files) {
   const [file] = files;
-  if (file) open(file.name ? file : new File([file], "pasted.png"));
+  if (file) open({ name: file.name, read: async () => file });
 }
 
 function listen() {
@@ -216,15 +207,11 @@ function listen() {
   on("file", "change", ({ target }) => (take(target.files), (target.value = "")));
   on("other-file", "change", ({ target }) => {
     const [file] = target.files;
-    if (file) bench.replace(borrowed, [...stage.selected], file);
+    if (file && !bench.busy) bench.replace(borrowed, selected(), async () => file);
     target.value = "";
   });
   for (const id of ["size", "second"])
-    on(
-      id,
-      "change",
-      () => bench.source?.kind === "picture" && open(bench.source.file, { sample: bench.source.sample }),
-    );
+    on(id, "change", () => (clear(), bench.resize(sizes())));
   for (const id of ["left", "right"]) on(id, "change", showViews);
   on("divider", "input", ({ target }) => stage.setDivider(target.value));
   on("which", "change", ({ target }) => stage.setWhich(target.value === "" ? null : Number(target.value)));

@@ -1,8 +1,9 @@
 /** The .npz file of codes that `viq encode` writes: a zip of .npy arrays, read and written here. */
 
-import { Codes } from "./codes.js";
+import { Codes, PER_PATCH } from "./codes.js";
 
-const MAX_BYTES = 64 * 2 ** 20; // unpacked, of one member: what the service takes, too
+const WIDEST = 8; // bytes of a number
+const MAX_HEAD = 4096; // bytes of an array's head
 const MEMBERS = ["codes", "image_size", "size", "fingerprint"];
 const MAGIC = "\x93NUMPY\x01\x00";
 const KINDS = { "<u1": "Uint8", "|u1": "Uint8", "<u2": "Uint16", "<u4": "Uint32", "<i2": "Int16", "<i4": "Int32" };
@@ -23,12 +24,14 @@ export function write(codes) {
   ]);
 }
 
-/** The codes in a file; throws an Error that says what is wrong with it. */
-export async function read(buffer) {
-  const members = await unzip(buffer);
+/** The codes in a file, of about `maxPatches` at most; throws an Error that says what is wrong with it. */
+export async function read(buffer, maxPatches) {
+  const members = await unzip(buffer, WIDEST * PER_PATCH * maxPatches + MAX_HEAD);
   const missing = MEMBERS.filter((name) => !members.has(`${name}.npy`));
   if (missing.length) throw new Error(`it has no member ${missing.join(", ")}`);
-  const [codes, imageSize, size, fingerprint] = MEMBERS.map((name) => parseNpy(members.get(`${name}.npy`), name));
+  const array = (name, text) => parseNpy(members.get(`${name}.npy`), name, text);
+  const [codes, imageSize] = ["codes", "image_size"].map((name) => array(name, false));
+  const [size, fingerprint] = ["size", "fingerprint"].map((name) => array(name, true));
   if (codes.shape.length !== 3 || codes.shape[2] !== 4)
     throw new Error(`its codes have the shape (${codes.shape.join(", ")}), expected (h, w, 4)`);
   if (codes.values.some((code) => code < 0 || code > 65535)) throw new Error("its codes are not from 0 to 65535");
@@ -55,7 +58,7 @@ function text(value) {
   return npy(`<U${data.byteLength / 4}`, "()", data.buffer);
 }
 
-function parseNpy(bytes, name) {
+function parseNpy(bytes, name, isText) {
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
   if (bytes.length < 12 || fromLatin(bytes.subarray(0, 6)) !== MAGIC.slice(0, 6))
     throw new Error(`its member ${name} is no array`);
@@ -70,20 +73,21 @@ function parseNpy(bytes, name) {
   if (!descr || shape.some((side) => !Number.isInteger(side)) || /'fortran_order':\s*True/.test(about))
     throw new Error(`its member ${name} is no plain array`);
   const count = shape.reduce((product, side) => product * side, 1);
-  return { shape, values: valuesOf(view, data, count, descr, name) };
+  return { shape, values: valuesOf(view, data, count, descr, name, isText) };
 }
 
-function valuesOf(view, start, count, descr, name) {
+function valuesOf(view, start, count, descr, name, isText) {
   const [, kind, width] = /^[<|]([uiU])(\d+)$/.exec(descr) ?? [];
-  const bytes = kind === "U" ? 4 * width * count : width * count;
-  if (!kind || start + bytes !== view.byteLength) throw new Error(`its member ${name} is ${descr} of another length`);
-  if (kind === "U") {
+  if (isText ? kind !== "U" : !KINDS[descr] && !WIDE[descr])
+    throw new Error(`its member ${name} holds ${descr}, expected ${isText ? "a text" : "whole numbers"}`);
+  const bytes = isText ? 4 * width * count : width * count;
+  if (start + bytes !== view.byteLength) throw new Error(`its member ${name} is ${descr} of another length`);
+  if (isText) {
     const points = Array.from({ length: bytes / 4 }, (_, n) => view.getUint32(start + 4 * n, true));
     return String.fromCodePoint(...points.slice(0, 1024)).replace(/\0+$/, "");
   }
   const step = Number(width);
   if (WIDE[descr]) return Array.from({ length: count }, (_, n) => Number(view[WIDE[descr]](start + step * n, true)));
-  if (!KINDS[descr]) throw new Error(`its member ${name} holds ${descr}, expected whole numbers`);
   return Array.from({ length: count }, (_, n) => view[`get${KINDS[descr]}`](start + step * n, true));
 }
 
@@ -116,7 +120,7 @@ function zip(members) {
   return joined([...files, listed, latin("PK\x05\x06"), new Uint8Array(last.buffer)]);
 }
 
-async function unzip(buffer) {
+async function unzip(buffer, maxBytes) {
   const bytes = new Uint8Array(buffer);
   const view = new DataView(buffer);
   const members = new Map();
@@ -133,8 +137,11 @@ async function unzip(buffer) {
       if (MEMBERS.includes(name.replace(/\.npy$/, ""))) {
         const local = view.getUint32(entry + 42, true);
         const start = local + 30 + view.getUint16(local + 26, true) + view.getUint16(local + 28, true);
-        if (unpacked > MAX_BYTES) throw new Error(`it unpacks to more than ${MAX_BYTES} bytes`);
-        members.set(name, await unpack(bytes.slice(start, start + packed), view.getUint16(entry + 10, true)));
+        const kept = bytes.slice(start, start + packed);
+        const data = unpacked > maxBytes ? null : await unpack(kept, view.getUint16(entry + 10, true), maxBytes);
+        if (data === null) throw new Error(`it unpacks to more than ${maxBytes} bytes, too many for this service`);
+        if (crc32(data) !== view.getUint32(entry + 16, true)) throw new Error(`its member ${name} is damaged`);
+        members.set(name, data);
       }
       entry += 46 + named + extra + comment;
     }
@@ -145,8 +152,9 @@ async function unzip(buffer) {
   return members;
 }
 
-async function unpack(data, method) {
-  if (method === 0) return data;
+/** The bytes of a member, or null if they are more than `maxBytes`. */
+async function unpack(data, method, maxBytes) {
+  if (method === 0) return data.length > maxBytes ? null : data;
   if (method !== 8) throw new Error(`a member is packed by method ${method}, expected 0 or 8`);
   const parts = [];
   let length = 0;
@@ -156,9 +164,9 @@ async function unpack(data, method) {
     if (done) return joined(parts);
     parts.push(value);
     length += value.length;
-    if (length > MAX_BYTES) {
+    if (length > maxBytes) {
       await reader.cancel();
-      throw new Error(`it unpacks to more than ${MAX_BYTES} bytes`);
+      return null;
     }
   }
 }

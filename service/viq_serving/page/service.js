@@ -1,6 +1,7 @@
 /** The service behind this page. Every address is relative to the page, so that any path prefix will do. */
 
 export const BASE = new URL(".", document.baseURI);
+BASE.username = BASE.password = ""; // browsers ask for no address that holds them, and no line to copy should
 
 const KEPT = "viq-key";
 
@@ -14,8 +15,9 @@ export class ServiceError extends Error {
 
 /** Requests to the service, with the key if one was given. The key is kept in memory, or in this tab if so asked. */
 export class Service {
-  #key = sessionStorage.getItem(KEPT) ?? "";
+  #key = storage()?.getItem(KEPT) ?? "";
   limits = {};
+  wantsKey = false; // it has refused what it was asked, and was given no other key since
 
   get hasKey() {
     return this.#key !== "";
@@ -23,8 +25,9 @@ export class Service {
 
   useKey(key, keep) {
     this.#key = key;
-    sessionStorage.removeItem(KEPT);
-    if (keep && key) sessionStorage.setItem(KEPT, key);
+    this.wantsKey = false;
+    storage()?.removeItem(KEPT);
+    if (keep && key) storage()?.setItem(KEPT, key);
   }
 
   /** The loaded sizes, the default first; notes the limits. */
@@ -35,8 +38,8 @@ export class Service {
   }
 
   /** Codes of an image file as `size` makes them, as JSON, and how long it took. */
-  encode(file, size, signal) {
-    this.#refuseLarge(file);
+  async encode(file, size, signal) {
+    await this.check(file);
     return this.#timed(`v1/encode?codes=base64&size=${encodeURIComponent(size)}`, binary(file, signal));
   }
 
@@ -58,9 +61,9 @@ export class Service {
   }
 
   /** Whether it is ready; if not, in its own words why. */
-  async readiness() {
+  async readiness(signal) {
     try {
-      await this.#ask("readyz");
+      await this.#ask("readyz", { signal });
       return { ready: true, told: "ready" };
     } catch (error) {
       if (error.code !== "not_ready") throw error;
@@ -69,14 +72,27 @@ export class Service {
   }
 
   /** Its metrics in the Prometheus text form. */
-  async metrics() {
-    return (await this.#ask("metrics")).text();
+  async metrics(signal) {
+    return (await this.#ask("metrics", { signal })).text();
   }
 
-  #refuseLarge(file) {
+  /** One of the pictures that come with this page, as a file. */
+  async sample(name, signal) {
+    const reply = await this.#ask(`page/samples/${name}`, { signal });
+    return new File([await reply.blob()], name);
+  }
+
+  /** Refuses a file that cannot be read or that is larger than a body may be, before anything is sent. */
+  async check(file) {
     const limit = this.limits.max_body_bytes;
     if (limit !== undefined && file.size > limit)
       throw new ServiceError("too_large", `The file has ${file.size} bytes, the limit is ${limit}.`, { status: 413 });
+    await file
+      .slice(0, 1)
+      .arrayBuffer()
+      .catch(() => {
+        throw new ServiceError("invalid_input", "The file cannot be read: it is a folder, or was changed or removed");
+      });
   }
 
   async #timed(path, request) {
@@ -90,13 +106,25 @@ export class Service {
     const all = this.#key ? { ...headers, Authorization: `Bearer ${this.#key}` } : headers;
     let reply;
     try {
-      reply = await fetch(new URL(path, BASE), { ...request, headers: all, cache: "no-store", credentials: "omit" });
+      reply = await fetch(new URL(path, BASE), { ...request, headers: all, cache: "no-store" });
     } catch (error) {
       if (error.name === "AbortError") throw error;
+      if (error.name === "TimeoutError") throw new ServiceError("deadline_exceeded", "no answer");
       throw new ServiceError("unreachable", "The service cannot be reached. Is it still running?");
     }
     if (reply.ok) return reply;
-    throw await refusal(reply);
+    const error = await refusal(reply);
+    if (error.code === "unauthenticated") this.wantsKey = true;
+    throw error;
+  }
+}
+
+/** What this tab may keep, or null where people let pages keep nothing. */
+function storage() {
+  try {
+    return sessionStorage;
+  } catch {
+    return null;
   }
 }
 

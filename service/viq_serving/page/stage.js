@@ -3,7 +3,6 @@
 import { colourOf, PATCH } from "./codes.js";
 
 const STEPS = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
-const MAX_SCREEN_HEIGHT = 0.72; // of the window
 
 /** `onPatch(patch, spoken)` is told of the patch pointed at, `onSelect(count)` how many are selected. */
 export class Stage {
@@ -55,7 +54,7 @@ export class Stage {
       canvas.getContext("2d").drawImage(picture.canvas, 0, 0, width, height);
     }
     this.#root.style.setProperty("--aspect", `${width} / ${height}`);
-    this.#root.style.setProperty("--widest", `calc(${MAX_SCREEN_HEIGHT * 100}vh * ${width / height})`);
+    this.#root.style.setProperty("--widest", `calc(var(--tallest) * ${width / height})`);
     this.#root.classList.toggle("small", Math.max(width, height) <= 160);
     this.#draw();
   }
@@ -67,7 +66,7 @@ export class Stage {
     this.#levels = levels;
     this.#colours = coloured(codes, levels, this.#which);
     if (!same) {
-      this.#cursor = 0;
+      [this.#cursor, this.#hover, this.#anchor, this.#tapped] = [0, null, null, false]; // they are of another grid
       this.#choose(new Set());
     }
     this.#draw();

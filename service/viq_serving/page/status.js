@@ -5,6 +5,7 @@ import { count, decimal, seconds } from "./numerals.js";
 import { buckets, parse, quantile, sum } from "./prometheus.js";
 
 const EVERY_MS = 2000;
+const PATIENCE_MS = 5000; // with one answer
 const WINDOW_MS = 60_000; // of p99
 const RATE_MS = 10_000; // of images/s
 const WORK = ["encode", "decode", "embed", "reconstruct"];
@@ -27,25 +28,29 @@ export class Status {
   /** Look now, and from now on. */
   async refresh() {
     clearTimeout(this.#timer);
-    try {
-      const { ready, told } = await this.#service.readiness();
-      this.#state(ready ? "good" : "waiting", told);
-      if (ready && !this.#ready) this.#onReady();
-      this.#ready = ready;
-      await this.#measure();
-    } catch (error) {
-      this.#figures(UNKNOWN, UNKNOWN, UNKNOWN);
-      if (error.code !== "unauthenticated") {
-        this.#ready = false;
-        this.#state("bad", error.code === "unreachable" ? "unreachable" : error.message);
-      }
-    }
+    await this.#look();
+    // Without its key it is not asked for more, lest it counts a refusal for each look.
+    const seen = this.#ready && !this.#service.wantsKey && (await this.#measure().catch(() => false));
+    if (!seen) this.#figures(UNKNOWN, UNKNOWN, UNKNOWN);
     clearTimeout(this.#timer);
     if (!document.hidden) this.#timer = setTimeout(() => this.refresh(), EVERY_MS);
   }
 
+  /** Readiness goes by `/readyz` alone: proxies often let nobody see `/metrics`. */
+  async #look() {
+    try {
+      const { ready, told } = await this.#service.readiness(AbortSignal.timeout(PATIENCE_MS));
+      this.#state(ready ? "good" : "waiting", told);
+      if (ready && !this.#ready) this.#onReady();
+      this.#ready = ready;
+    } catch (error) {
+      this.#ready = false;
+      this.#state("bad", error.code === "unreachable" ? "unreachable" : error.message);
+    }
+  }
+
   async #measure() {
-    const samples = parse(await this.#service.metrics());
+    const samples = parse(await this.#service.metrics(AbortSignal.timeout(PATIENCE_MS)));
     const now = {
       time: performance.now(),
       images: sum(samples, "viq_images_total"),
@@ -58,6 +63,7 @@ export class Status {
     const rate = before !== now ? (1000 * (now.images - before.images)) / (now.time - before.time) : Number.NaN;
     const p99 = quantile(0.99, this.#readings[0].durations, now.durations);
     this.#figures(waiting ? `${count(waiting)} (${count(patches)} patches)` : "empty", decimal(rate, 1), seconds(p99));
+    return true;
   }
 
   #state(kind, told) {

@@ -16,12 +16,13 @@ export class Workbench {
   #failed;
   #abort = new AbortController();
   models = [];
-  source = null; // {file, kind: "picture" | "npz" | "json", sample, anyFingerprint, note}
+  source = null; // {name, read, file, kind: "picture" | "npz" | "json", sample, anyFingerprint, note}
   original = null; // as this browser shows it; null if it cannot, or if there are codes only
   runs = [];
   rivals = {};
   edit = null; // {codes, picture, blob, request, change}
   #past = [];
+  #coming = null; // what will be the source if it is no worse than it looks
   busy = "";
 
   constructor(service, changed, failed) {
@@ -40,29 +41,38 @@ export class Workbench {
     return this.edit?.codes ?? this.runs[0]?.codes ?? null;
   }
 
-  /** Take a file, a picture or codes, in place of what there was. */
-  open(file, sizes, { sample = null, anyFingerprint = false } = {}) {
-    const again = (any = anyFingerprint) => this.open(file, sizes, { sample, anyFingerprint: any });
-    const kind = CODES_FILE.exec(file.name)?.[1].toLowerCase() ?? "picture";
-    return this.#work(kind === "picture" ? "Encoding and decoding" : "Decoding", again, async (signal) => {
+  /** Take the file `name` that `read(signal)` gives, a picture or codes, in place of what there was. */
+  async open({ name, read, sample = null, anyFingerprint = false }, sizes) {
+    const again = (any = anyFingerprint) => this.open({ name, read, sample, anyFingerprint: any }, sizes);
+    const kind = CODES_FILE.exec(name)?.[1].toLowerCase() ?? "picture";
+    const coming = (this.#coming = { name, read, kind, sample, anyFingerprint });
+    await this.#work(kind === "picture" ? "Encoding and decoding" : "Decoding", again, async (signal) => {
+      const file = await read(signal);
       const made =
         kind === "picture"
           ? await this.#tokenise(file, sizes, signal)
           : await this.#decodeFile(file, kind, anyFingerprint, signal);
       signal.throwIfAborted();
       Object.assign(this, { rivals: {}, edit: null, ...made });
-      this.source = { file, kind, sample, anyFingerprint, note: made.note ?? "" };
+      this.source = { ...coming, file, read: async () => file, note: made.note ?? "" };
       this.#past = [];
       this.#compare();
     });
+    if (this.#coming === coming) this.#coming = null;
   }
 
-  /** Replace the codes of `patches` by what `rule` makes of them, and decode. `borrowedFrom` is a file of a picture. */
-  replace(rule, patches, borrowedFrom = null) {
-    const again = () => this.replace(rule, patches, borrowedFrom);
+  /** The picture on its way, or else the one at hand, by other sizes; codes have theirs. */
+  resize(sizes) {
+    const wanted = this.#coming ?? this.source;
+    if (wanted?.kind === "picture") this.open(wanted, sizes);
+  }
+
+  /** Replace the codes of `patches` by what `rule` makes of them, and decode; `read` gives a picture to borrow from. */
+  replace(rule, patches, read = null) {
+    const again = () => this.replace(rule, patches, read);
     return this.#work("Decoding the edited codes", again, async (signal) => {
       const { levels, codebook_size: codebookSize } = this.model(this.codes.size);
-      const other = borrowedFrom && (await this.#encode(borrowedFrom, this.codes.size, signal)).codes;
+      const other = read && (await this.#encode(await read(signal), this.codes.size, signal)).codes;
       const before = this.codes;
       await this.#take(rule(before, patches, { levels, codebookSize, other }), signal);
       this.#past.push(before);
@@ -112,15 +122,16 @@ export class Workbench {
       runs.push({ ...decoded, codes: encoded.codes, requests: [encoded.request, decoded.request] });
     }
     const original = await Picture.of(file).catch(() => null);
-    if (original !== null) return { runs, original };
+    const [{ picture }] = runs;
+    if (original?.width === picture.width && original.height === picture.height) return { runs, original };
     for (const run of runs) {
       const { result } = await this.#service.reconstruct(file, run.codes.size, signal);
       Object.assign(run, { psnr: result.psnr ?? Infinity, ssim: result.ssim });
     }
     return {
       runs,
-      original,
-      note: "This browser cannot show files of this type. PSNR and SSIM are the service's.",
+      original: null,
+      note: `This browser ${original ? "turns this picture otherwise" : "cannot show files of this type"}. PSNR and SSIM are the service's.`,
     };
   }
 
@@ -138,7 +149,11 @@ export class Workbench {
   }
 
   async #decodeFile(file, kind, anyFingerprint, signal) {
-    const { codes, note } = await codesIn(file, kind);
+    await this.#service.check(file);
+    const most = this.#service.limits.max_patches;
+    const { codes, note } = await codesIn(file, kind, most);
+    if (codes.patches > most)
+      throw new ServiceError("too_large", `The codes are of ${codes.patches} patches, the limit is ${most}.`);
     const decoded = await this.#decode(codes, anyFingerprint, signal);
     return { runs: [{ ...decoded, codes, requests: [decoded.request], psnr: null, ssim: null }], original: null, note };
   }
@@ -176,15 +191,16 @@ async function measured(original, rival) {
   return rival && { ...rival, ...(await likeness(original, rival.picture)) };
 }
 
-async function codesIn(file, kind) {
+async function codesIn(file, kind, maxPatches) {
   try {
-    if (kind === "npz") return { codes: await read(await file.arrayBuffer()), note: "" };
+    if (kind === "npz") return { codes: await read(await file.arrayBuffer(), maxPatches), note: "" };
     const body = JSON.parse(await file.text());
     if (typeof body !== "object" || body === null) throw new Error("it is no object");
     const items = body.results ?? [body];
+    if (typeof items[0] !== "object" || items[0] === null) throw new Error("it has no result");
     const note = items.length > 1 ? `The file holds ${items.length} results, this is the first.` : "";
     return { codes: Codes.fromJson(items[0], body.model), note };
   } catch (error) {
-    throw new ServiceError("invalid_input", `${file.name} holds no codes: ${error.message}`);
+    throw new ServiceError("invalid_input", `The file holds no codes: ${error.message}`);
   }
 }

@@ -146,7 +146,8 @@ def picture() -> bytes:
 def replicas(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Replica]]:
     """Two servers of nano, ready."""
     folder = tmp_path_factory.mktemp("replicas")
-    both = [Replica(folder / f"{number}.log", "--size", "nano", "--log-level", "warning") for number in (1, 2)]
+    flags = ("--size", "nano", "--log-level", "warning", "--grpc-when-loaded")
+    both = [Replica(folder / f"{number}.log", *flags) for number in (1, 2)]
     try:
         for one in both:
             one.start()
