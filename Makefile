@@ -41,10 +41,11 @@ system-packages:  # curl, two proxies and a browser, which tests drive; only as 
 	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
 	  && apt-get update -q && RUNLEVEL=1 apt-get install -qy --no-install-recommends chromium; } || true
 
-# A file of tests stays in one process, with the servers it started; WORKERS=0: all in this one, as for a debugger.
-WORKERS ?= 2
-test: dev system-packages  ## all tests (ARGS="-k codes" WORKERS=2)
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(ARGS)
+# A file of tests stays in one process, with the servers it started; one more than cores, as they wait for servers and
+# browsers. WORKERS=0: all in this one, as for a debugger.
+WORKERS ?= 3
+test: dev system-packages  ## all tests (ARGS="-k codes" WORKERS=0)
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: dev  ## lint, formatting, types, import layers, interfaces and the code made from them
 	$(BIN)/ruff check
