@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -71,7 +73,7 @@ def desk(context: BrowserContext) -> Iterator[Desk]:
         if "Content Security Policy" in message.text:
             wrong.append(message.text)
 
-    context.on("request", lambda request: asked.append(request.url))
+    context.on("request", lambda request: asked.append(re.sub("//[^/]*@", "//", request.url)))
     page.on("pageerror", lambda error: wrong.append(str(error)))
     page.on("console", said)
     desk = Desk(page)
@@ -81,22 +83,46 @@ def desk(context: BrowserContext) -> Iterator[Desk]:
     assert [url for url in asked if not url.startswith((desk.url, f"blob:{desk.origin}"))] == []
 
 
+class Proxy:
+    """nginx before the server: below a path, for those with a cookie. It can be stopped, silent, and there again."""
+
+    COOKIE = ("known", "yes")
+
+    def __init__(self, command: list[str], port: int) -> None:
+        self._command, self._port, self.url = command, port, f"http://127.0.0.1:{port}/some/viq"
+
+    def start(self) -> None:
+        self._process = subprocess.Popen(self._command)
+        until(lambda: listens(self._port) or self._process.poll() is not None, "a proxy that listens")
+
+    def end(self) -> None:
+        self.answers(True)
+        self._process.terminate()
+        self._process.wait()
+
+    def answers(self, whether: bool) -> None:
+        self._process.send_signal(signal.SIGCONT if whether else signal.SIGSTOP)
+
+
 @pytest.fixture
-def prefixed(server: Server, tmp_path: Path) -> Iterator[str]:
-    """The server's address behind nginx, which serves it below a path and nothing else."""
+def proxy(server: Server, context: BrowserContext, tmp_path: Path) -> Iterator[Proxy]:
+    """A proxy before the server, and a browser that has its cookie."""
     if NGINX is None:
         pytest.skip("nginx is not installed (make system-packages, as root on Debian)")
     port = free_port()
     tmp_path.chmod(0o755)
     temporary = "".join(f"{kind}_temp_path {tmp_path}/{kind};" for kind in ("proxy", "fastcgi", "uwsgi", "scgi"))
     (tmp_path / "nginx.conf").write_text(
-        f"pid {tmp_path}/pid; daemon off; events {{}} http {{ access_log off; client_body_temp_path {tmp_path}/body; "
+        f"pid {tmp_path}/pid; daemon off; master_process off; events {{}} "
+        f"http {{ access_log off; client_body_temp_path {tmp_path}/body; "
         f"{temporary} proxy_buffering off; proxy_request_buffering off; "
         f"server {{ listen 127.0.0.1:{port}; client_max_body_size 64m; "
-        f"location /some/viq/ {{ proxy_pass {server.url}/; }} location / {{ return 404; }} }} }}"
+        f"location /some/viq/ {{ if ($cookie_{Proxy.COOKIE[0]} != {Proxy.COOKIE[1]}) {{ return 403; }} "
+        f"proxy_pass {server.url}/; }} location / {{ return 404; }} }} }}"
     )
     command = [NGINX, "-p", str(tmp_path), "-e", str(tmp_path / "error.log"), "-c", str(tmp_path / "nginx.conf")]
-    with subprocess.Popen(command) as process:
-        until(lambda: listens(port) or process.poll() is not None, "a proxy that listens")
-        yield f"http://127.0.0.1:{port}/some/viq"
-        process.terminate()
+    proxy = Proxy(command, port)
+    context.add_cookies([{"name": Proxy.COOKIE[0], "value": Proxy.COOKIE[1], "url": proxy.url}])
+    proxy.start()
+    yield proxy
+    proxy.end()

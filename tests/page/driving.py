@@ -85,6 +85,10 @@ class Desk:
     def idle(self) -> None:
         expect(self.at("busy")).to_have_text("")
 
+    def look(self) -> None:
+        """Have the strip ask now, not only when it is time again."""
+        self.page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+
     def show(self, mode: str) -> None:
         """Compare, or Codes."""
         self.page.locator("label", has=self.page.locator(f"input[value={mode.lower()}]")).click()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from playwright.sync_api import expect
+from tests.page.conftest import MAX_PATCHES
 from tests.page.driving import Desk, cat, file_of, pixels_of
 
 from viq import Codes
@@ -35,7 +36,6 @@ def test_saved_codes_are_those_of_the_service_and_come_back(desk: Desk, server: 
         assert saved == name
         if name == "cat.npz":
             assert Codes.from_npz(data) == codes
-            assert desk.codes().npz_bytes() == codes.npz_bytes()
         else:
             body = json.loads(data)
             assert Codes.from_dict({**body["model"], **body["results"][0]}) == codes
@@ -103,7 +103,12 @@ def test_files_that_hold_no_codes_are_told_apart(desk: Desk, server: Server) -> 
     with zipfile.ZipFile(empty, "w"):
         pass
     with zipfile.ZipFile(huge, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("codes.npy", bytes(65 * 2**20))
+        archive.writestr("codes.npy", bytes(2**20))
+    codes, wrong, large = Codes.from_npz(good), io.BytesIO(), io.BytesIO()
+    np.savez(wrong, codes=codes.array.astype(np.float32), image_size=codes.image_size, size="nano", fingerprint="")
+    np.savez(large, codes=np.zeros((30, 20, 4), np.uint16), image_size=(480, 320), size="nano", fingerprint="")
+    kept = bytearray(wrong.getvalue())
+    kept[kept.index(b"\x00", 200)] ^= 1  # of the codes, which are not packed
     ragged = {"size": "nano", "grid": [2, 2], "codes": [1, 2, 3]}
     far = {"size": "nano", "grid": [1, 1], "codes": [1, 2, 3, 64_000]}
     files = {
@@ -112,10 +117,15 @@ def test_files_that_hold_no_codes_are_told_apart(desk: Desk, server: Server) -> 
         "none.npz": (b"", "no whole zip archive"),
         "empty.npz": (empty.getvalue(), "no member codes"),
         "missing.npz": (missing.getvalue(), "no member image_size, size, fingerprint"),
-        "huge.npz": (huge.getvalue(), "more than 67108864 bytes"),
+        "huge.npz": (huge.getvalue(), "too many for this service"),
+        "wrong.npz": (wrong.getvalue(), "codes holds <f4, expected whole numbers"),
+        "damaged.npz": (bytes(kept), "codes.npy is damaged"),
+        "large.npz": (large.getvalue(), f"600 patches, the limit is {MAX_PATCHES}"),
         "text.json": (b"hello", "JSON"),
         "other.json": (b'{"a": 1}', "no size or no grid"),
         "null.json": (b"null", "holds no codes"),
+        "bare.json": (b'{"results": []}', "no result"),
+        "sides.json": (json.dumps({**far, "image_size": "large"}).encode(), "image_size is not two numbers"),
         "ragged.json": (json.dumps(ragged).encode(), "3 codes do not fit a grid of 2 × 2"),
         "far.json": (json.dumps(far).encode(), "out of range"),
         "unknown.json": (json.dumps({**far, "size": "16k", "codes": [0] * 4}).encode(), "not loaded"),

@@ -136,6 +136,8 @@ def test_a_patch_pointed_at_shows_its_codes_and_their_levels(desk: Desk, codes: 
     for code, row in zip(codes.array[9, 2].tolist(), cells, strict=True):
         levels = [code // int(np.prod(LEVELS[:n])) % level for n, level in enumerate(LEVELS)]
         assert [int(cell) for cell in row] == [code, *levels]
+    desk.choose("small.png", file_of(cat(32, 32)))
+    expect(desk.at("place")).to_have_text("Patch: row 1 of 2, column 1 of 2")
 
 
 def test_codes_are_drawn_over_the_picture(desk: Desk, codes: Codes) -> None:

@@ -115,13 +115,63 @@ def test_dropped_and_pasted_pictures_are_taken(desk: Desk, server: Server) -> No
 
 
 def test_a_file_this_browser_cannot_show_is_measured_by_the_service(desk: Desk, server: Server) -> None:
-    tiff = file_of(cat(64, 48), "TIFF")
-    desk.visit(server.url).choose("cat.tiff", tiff)
-    desk.taken("cat.tiff")
-    expect(desk.at("note")).to_contain_text("cannot show files of this type")
-    reply = server.http.post("/v1/reconstruct?size=nano", content=tiff)
-    assert np.array_equal(desk.shown(), pixels_of(reply.content))
-    assert number(desk.cells("costs")["ViQ nano"][1]) == pytest.approx(float(reply.headers["ViQ-PSNR"]), abs=0.006)
+    """Nor one that it shows unturned: chromium goes by no EXIF in WebP."""
+    turned, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(cat(64, 48)).save(turned, "WEBP", lossless=True, exif=exif)
+    desk.visit(server.url)
+    for name, data, note in (
+        ("cat.tiff", file_of(cat(64, 48), "TIFF"), "cannot show files of this type"),
+        ("turned.webp", turned.getvalue(), "turns this picture otherwise"),
+    ):
+        desk.choose(name, data)
+        desk.taken(name)
+        expect(desk.at("note")).to_contain_text(note)
+        expect(desk.at("right").locator("option")).to_have_text(["ViQ nano"])
+        reply = server.http.post("/v1/reconstruct?size=nano", content=data)
+        assert np.array_equal(desk.shown(), pixels_of(reply.content))
+        assert number(desk.cells("costs")["ViQ nano"][1]) == pytest.approx(float(reply.headers["ViQ-PSNR"]), abs=0.006)
+
+
+def test_a_strip_of_pixels_can_still_be_seen_and_selected(desk: Desk, server: Server) -> None:
+    desk.visit(server.url)
+    for name, width, height in (("wide.png", 1600, 1), ("tall.png", 1, 1600)):
+        desk.choose(name, file_of(np.zeros((height, width, 3), np.uint8)))
+        box = desk.taken(name).at("stage").bounding_box()
+        assert box is not None
+        assert 24 <= box["width"] <= 900
+        assert 24 <= box["height"] <= 0.72 * 900
+        across, down = (width + 15) // 16, (height + 15) // 16
+        desk.drag((0, 0), (down - 1, across - 1))
+        expect(desk.at("selected")).to_have_text("100 patches selected")
+
+
+def held(desk: Desk, path: str) -> None:
+    """Requests for this are not answered from now on."""
+    desk.page.route(path, lambda _: None)
+
+
+def test_what_was_chosen_last_is_what_comes(desk: Desk, server: Server) -> None:
+    """Whatever was on its way: a sample, a picture to borrow codes from, or the same file by another size."""
+    desk.visit(server.url)
+    held(desk, "**/samples/*.jpg")
+    desk.button("Cat").click()
+    with desk.page.expect_event("requestfailed", lambda request: request.url.endswith("cat.jpg")):
+        desk.choose("first.png", file_of(cat(32, 32)))
+    desk.taken("first.png").drag((0, 0), (1, 1))
+    desk.button("Take its codes").click()
+    expect(desk.at("busy")).to_contain_text("Decoding")
+    with desk.page.expect_event("requestfailed", lambda request: request.url.endswith("coffee.jpg")):
+        desk.choose("second.png", file_of(cat(48, 48)))
+    desk.taken("second.png")
+    expect(desk.at("changes")).to_be_hidden()
+    held(desk, "**/v1/encode?*size=nano")
+    desk.choose("third.png", file_of(cat(64, 64)))
+    expect(desk.at("busy")).to_contain_text("Encoding")
+    desk.at("size").select_option("4k")
+    desk.taken("third.png")
+    expect(desk.at("right").locator("option:checked")).to_have_text("ViQ 4k")
+    expect(desk.at("notice")).to_be_hidden()
 
 
 def test_transparency_and_orientation_are_shown_as_the_service_sees_them(desk: Desk, server: Server) -> None:
@@ -151,12 +201,25 @@ def test_times_of_each_stage_are_shown(desk: Desk, server: Server) -> None:
 
 def test_the_strip_shows_what_the_service_measures(desk: Desk, server: Server) -> None:
     desk.visit(server.url).choose("cat.png", file_of(cat()))
-    desk.taken("cat.png")
+    desk.taken("cat.png").look()
     expect(desk.at("state")).to_have_text("ready")
     expect(desk.at("queue")).to_have_text("empty")
     expect(desk.at("p99")).not_to_have_text("–")
     expect(desk.at("rate")).not_to_have_text("–")
     assert number(desk.at("p99").inner_text()) > 0
+
+
+def test_a_service_that_shows_its_metrics_to_nobody_is_ready(desk: Desk, server: Server) -> None:
+    desk.page.route("**/metrics", lambda route: route.fulfill(status=403, body="Forbidden"))
+    asked: list[str] = []
+    desk.page.on("request", lambda request: asked.append(request.url.rpartition("/")[2]))
+    desk.visit(server.url)
+    for _ in range(2):
+        with desk.page.expect_response("**/metrics"):
+            desk.look()
+        expect(desk.at("state")).to_have_text("ready")
+    expect(desk.at("p99")).to_have_text("–")
+    assert asked.count("models") == 1
 
 
 def test_the_lines_for_shell_and_python_do_the_same(desk: Desk, server: Server, tmp_path: Path) -> None:

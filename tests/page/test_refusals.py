@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from playwright.sync_api import expect
 from tests.doors.serving import Server
-from tests.page.conftest import MAX_BYTES, MAX_PATCHES
+from tests.page.conftest import MAX_BYTES, MAX_PATCHES, Proxy
 from tests.page.driving import Desk, cat, file_of, pixels_of
 from tests.waiting import until
 
@@ -68,9 +68,17 @@ def test_pictures_over_a_limit_are_refused_naming_it(desk: Desk, server: Server)
 
 def test_a_key_is_asked_for_where_one_is_needed(desk: Desk, guarded: Server) -> None:
     desk.url = f"{guarded.url}/"
+    asked: list[str] = []
+    desk.page.on("request", lambda request: asked.append(request.url.rpartition("/")[2]))
     desk.page.goto(desk.url)
     expect(desk.at("access")).to_be_visible()
     expect(desk.at("state")).to_have_text("ready")  # which needs no key
+    for _ in range(2):
+        with desk.page.expect_response("**/readyz"):
+            desk.look()
+    assert asked.count("metrics") <= 1  # the rest would be refused, and counted
+    desk.choose("cat.png", file_of(cat(64, 48)))
+    expect(desk.at("notice").get_by_role("heading")).to_have_text("The service wants a key")
     unlock(desk, "wrong")
     expect(desk.at("notice")).to_contain_text("The key is not known")
     unlock(desk)
@@ -128,20 +136,39 @@ def test_a_newer_file_takes_the_place_of_one_under_way(desk: Desk, guarded: Serv
     desk.choose("first.png", file_of(cat(32, 32)))
     until(lambda: guarded.gate.count("taken") == taken + 1, "a device that is held")
     expect(desk.at("busy")).to_contain_text("Encoding")
-    desk.choose("second.png", file_of(cat(48, 48)))
+    desk.choose("second.png", file_of(cat(16, 16)))
+    desk.choose("third.png", file_of(cat(48, 48)))
     guarded.gate.open()
-    desk.taken("second.png")
+    desk.taken("third.png")
     expect(desk.at("notice")).to_be_hidden()
     assert desk.shown().shape == (48, 48, 3)
 
 
-def test_a_service_that_is_gone_is_told(desk: Desk, tmp_path: Path) -> None:
-    server = Server(tmp_path / "server", "--drain-delay", "0").ready()
-    try:
-        desk.visit(server.url)
-    finally:
-        assert server.end() == 0
+def test_a_service_that_is_gone_or_silent_is_told_until_it_is_back(desk: Desk, proxy: Proxy) -> None:
+    desk.page.add_init_script(
+        "const timeout = AbortSignal.timeout; AbortSignal.timeout = ms => timeout.call(AbortSignal, ms / 10)"
+    )
+    desk.visit(proxy.url)
+    proxy.answers(False)
+    desk.look()
+    expect(desk.at("state")).to_have_text("no answer")
+    proxy.end()
+    desk.look()
     expect(desk.at("state")).to_have_text("unreachable")
     desk.choose("cat.png", file_of(cat(32, 32)))
     expect(desk.at("notice").get_by_role("heading")).to_have_text("The service cannot be reached")
-    expect(desk.button("Try again")).to_be_visible()
+    proxy.start()
+    desk.look()
+    expect(desk.at("state")).to_have_text("ready")
+    desk.button("Try again").click()
+    desk.taken("cat.png")
+
+
+def test_a_file_that_is_gone_is_told(desk: Desk, server: Server, tmp_path: Path) -> None:
+    file = tmp_path / "cat.png"
+    file.write_bytes(file_of(cat(32, 32)))
+    desk.visit(server.url).at("file").set_input_files(file)
+    desk.taken("cat.png")
+    file.unlink()
+    desk.at("size").select_option("4k")
+    expect(desk.at("notice")).to_contain_text("The file cannot be read")

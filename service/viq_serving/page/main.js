@@ -91,7 +91,7 @@ function render() {
   if (bench.runs.length === 0) return;
   byId("work").hidden = false;
   const { source, codes, runs, edit } = bench;
-  byId("name").textContent = source.file.name;
+  byId("name").textContent = source.name;
   byId("note").textContent = source.note;
   figures.summary({ file: source.file, kind: source.kind, codes });
   figures.costs(costRows(bench));
@@ -167,7 +167,7 @@ function selected() {
 
 function save(what) {
   const { codes, source, edit, runs } = bench;
-  const stem = `${stemOf(source.file.name)}${edit ? "-edited" : ""}`;
+  const stem = `${stemOf(source.name)}${edit ? "-edited" : ""}`;
   const { size, fingerprint, grid, imageSize } = codes;
   if (what === "npz") offer(write(codes), `${stem}.npz`, "application/x-npz");
   if (what === "png") offer((edit ?? runs[0]).blob, `${stem}-${size}.png`, "image/png");
@@ -199,7 +199,7 @@ function setMode(mode) {
 
 function take(files) {
   const [file] = files;
-  if (file) open({ name: file.name, read: async () => file });
+  if (file) open({ name: file.name || "pasted.png", read: async () => file });
 }
 
 function listen() {

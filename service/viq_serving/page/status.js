@@ -28,24 +28,26 @@ export class Status {
   /** Look now, and from now on. */
   async refresh() {
     clearTimeout(this.#timer);
-    await this.#look();
-    // Without its key it is not asked for more, lest it counts a refusal for each look.
-    const seen = this.#ready && !this.#service.wantsKey && (await this.#measure().catch(() => false));
-    if (!seen) this.#figures(UNKNOWN, UNKNOWN, UNKNOWN);
+    const answers = await this.#look();
+    // Without its key it is not asked for more, lest it count a refusal for each look.
+    const measured = answers && !this.#service.wantsKey && (await this.#measure().catch(() => false));
+    if (!measured) this.#figures(UNKNOWN, UNKNOWN, UNKNOWN);
     clearTimeout(this.#timer);
     if (!document.hidden) this.#timer = setTimeout(() => this.refresh(), EVERY_MS);
   }
 
-  /** Readiness goes by `/readyz` alone: proxies often let nobody see `/metrics`. */
+  /** Whether it answers. Readiness goes by `/readyz` alone: proxies often let nobody see `/metrics`. */
   async #look() {
     try {
       const { ready, told } = await this.#service.readiness(AbortSignal.timeout(PATIENCE_MS));
       this.#state(ready ? "good" : "waiting", told);
       if (ready && !this.#ready) this.#onReady();
       this.#ready = ready;
+      return true;
     } catch (error) {
       this.#ready = false;
       this.#state("bad", error.code === "unreachable" ? "unreachable" : error.message);
+      return false;
     }
   }
 

@@ -42,11 +42,11 @@ export function told(bench, keyed) {
   const { source, runs, edit } = bench;
   return {
     base: BASE.href.replace(/\/$/, ""),
-    file: source.file.name,
+    file: source.name,
     kind: source.kind,
     sample: source.sample,
     sizes: runs.map(({ codes }) => codes.size),
-    stem: stemOf(source.file.name),
+    stem: stemOf(source.name),
     edited: edit !== null,
     anyFingerprint: source.anyFingerprint,
     keyed,

@@ -128,11 +128,8 @@ export class Workbench {
       const { result } = await this.#service.reconstruct(file, run.codes.size, signal);
       Object.assign(run, { psnr: result.psnr ?? Infinity, ssim: result.ssim });
     }
-    return {
-      runs,
-      original: null,
-      note: `This browser ${original ? "turns this picture otherwise" : "cannot show files of this type"}. PSNR and SSIM are the service's.`,
-    };
+    const why = original ? "turns this picture otherwise" : "cannot show files of this type";
+    return { runs, original: null, note: `This browser ${why}. PSNR and SSIM are the service's.` };
   }
 
   async #encode(file, size, signal) {
