@@ -19,6 +19,7 @@ from viq_serving.doors import Addresses, Doors
 from viq_serving.engine.engine import EngineLimits
 from viq_serving.engine.lanes import LaneRules
 from viq_serving.errors import SettingsError, ViQError
+from viq_serving.event_loop import allow_files, new_loop
 from viq_serving.images import ImageLimits
 from viq_serving.keys import Keys, warn_if_plaintext
 from viq_serving.log import configure
@@ -53,11 +54,11 @@ def run(settings: Settings) -> int:
     The exit code is 0 after a clean drain, 3 if weights, a port or the device are unusable.
     """
     configure(settings.log_level, settings.log_format)
-    _allow_files()
+    allow_files()
     sys.setswitchinterval(_TURN_S)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)  # it tells of starting and stopping, as we do
     service = Service(settings)
-    with asyncio.Runner(loop_factory=_new_loop) as runner:
+    with asyncio.Runner(loop_factory=new_loop) as runner:
         code = runner.run(service.serve(_announce))
         if service.stuck:  # a thread inside torch or a driver can be neither stopped nor waited for
             sys.stdout.flush()
@@ -177,26 +178,6 @@ class Service:
             log.warning("second signal: ending at once")
             os._exit(128 + number)
         self._stop.set()
-
-
-def _new_loop() -> asyncio.AbstractEventLoop:
-    """uvloop's event loop where there is one (not on Windows), else asyncio's own."""
-    try:
-        import uvloop
-    except ImportError:
-        return asyncio.new_event_loop()
-    return uvloop.new_event_loop()
-
-
-def _allow_files() -> None:
-    """Let this process have as many open files, connections among them, as the system allows."""
-    try:
-        import resource
-    except ImportError:  # not on Windows
-        return
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _announce(addresses: Addresses) -> None:

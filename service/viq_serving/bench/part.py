@@ -9,7 +9,6 @@ import os
 import sys
 import threading
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import monotonic
@@ -22,6 +21,7 @@ from viq_serving.bench.doors.payload import Payload
 from viq_serving.bench.handover import read_payload, write_results
 from viq_serving.bench.load import Load, Span, closed, opened
 from viq_serving.bench.seen import Seen
+from viq_serving.event_loop import allow_files, new_loop
 
 READY = "ready"
 
@@ -63,7 +63,7 @@ class Job:
 
 async def work(job: Job, payload: Payload, begin: Begin) -> tuple[Load, Seen]:
     """Do a job. Raises `InvalidInput` if its door cannot be opened so."""
-    _allow_files()
+    allow_files()  # in an open loop each request may be a connection
     door = door_of(job.door, job.target, payload, job.method)
     seen = Seen(wanted=job.method == "encode", all_of_them=job.check_all)
     order = cycle(len(payload.files), job.seed, job.part, job.parts)
@@ -80,15 +80,6 @@ async def work(job: Job, payload: Payload, begin: Begin) -> tuple[Load, Seen]:
         await door.close()
         gc.unfreeze()
     return load, seen
-
-
-def new_loop() -> asyncio.AbstractEventLoop:
-    """uvloop's event loop where it is installed, else asyncio's own."""
-    try:
-        import uvloop
-    except ImportError:
-        return asyncio.new_event_loop()
-    return uvloop.new_event_loop()
 
 
 def main() -> None:
@@ -110,17 +101,6 @@ def main() -> None:
 async def at_once() -> float:
     """The moment to begin of a generator that waits for no other."""
     return monotonic()
-
-
-def _allow_files() -> None:
-    """Let this process have as many open files as it may: in an open loop each request may be a connection."""
-    try:
-        import resource
-    except ImportError:  # not on Windows
-        return
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _end_with_parent() -> None:

@@ -16,9 +16,10 @@ from viq_serving.bench.arrivals import Arrivals, Closed, Poisson
 from viq_serving.bench.doors.payload import Payload
 from viq_serving.bench.handover import read_results, write_payload
 from viq_serving.bench.load import Load
-from viq_serving.bench.part import READY, Job, at_once, new_loop, work
+from viq_serving.bench.part import READY, Job, at_once, work
 from viq_serving.bench.seen import Seen
 from viq_serving.errors import ViQError
+from viq_serving.event_loop import new_loop
 
 _COMMAND = (sys.executable, "-c", "from viq_serving.bench.part import main; main()")
 _TOGETHER_S = 0.1  # for all of them to hear when to begin

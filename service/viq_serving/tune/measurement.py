@@ -12,11 +12,11 @@ from viq import __version__
 from viq_serving.bench.arrivals import Arrivals, Closed, cycle
 from viq_serving.bench.figures import figures_of
 from viq_serving.bench.load import Span, closed, opened
-from viq_serving.bench.part import new_loop
 from viq_serving.bench.pictures import PictureFile
 from viq_serving.bench.seen import Seen
 from viq_serving.engine.engine import EngineLimits
 from viq_serving.errors import ViQError
+from viq_serving.event_loop import new_loop
 from viq_serving.images import ImageLimits
 from viq_serving.metrics import Metrics
 from viq_serving.tokenizer import Tokenizer
