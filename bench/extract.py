@@ -2,10 +2,10 @@
 
     python bench/extract.py --items 100000 --kills 10 --out bench/results/extract.json
 
-Images are JPEG and PNG files in WebDataset tars, 1 % of them damaged. One run is left alone; its memory is looked at
-all along. Another is killed with SIGKILL at random moments and started again; its output must be equal, byte for byte.
-The bare model (`ViQ.encode_pixels`, packs of as many patches, pixels decoded beforehand, a process of its own) encodes
-a sample of the same images just before and just after.
+Images are JPEG and PNG files in WebDataset tars, drawn ones and crops of photographs, 1 % of them damaged. One run is
+left alone; its memory is looked at all along. Another is killed with SIGKILL at random moments and started again; its
+output must be equal, byte for byte. The bare model (`ViQ.encode_pixels`, packs of as many patches, pixels decoded
+beforehand, a process of its own) encodes a sample of the same images just before and just after.
 
 For hours in the background, to be ended and started again at will:
 
@@ -39,6 +39,7 @@ from PIL import Image
 from serving import VIQ, jpeg, picture
 
 _A_TAR = 2500
+SAMPLES = Path(__file__).parent.parent / "service/viq_serving/page/samples"
 
 BARE = """
 import sys, tarfile
@@ -71,10 +72,14 @@ print(sum(map(len, packs)) / (perf_counter() - begun))
 
 
 def make(folder: Path, items: int, sides: Sequence[int]) -> None:
-    """Tars of `items` pictures, made of some hundred with a different corner each."""
+    """Tars of `items` pictures, made of some hundred a different corner each; half are of photographs."""
     rng = random.Random(0)
     shapes = [(rng.choice(sides) - rng.randrange(16), rng.choice(sides) - rng.randrange(16)) for _ in range(300)]
-    pixels = [picture(*shape, seed) for seed, shape in enumerate(shapes)]
+    photographs = [np.asarray(Image.open(path).convert("RGB")) for path in sorted(SAMPLES.glob("*.jpg"))]
+    pixels = [
+        _crop(rng.choice(photographs), *shape, rng) if seed // 2 % 2 else picture(*shape, seed)
+        for seed, shape in enumerate(shapes)
+    ]
     for first in range(0, items, _A_TAR):
         with tarfile.open(folder / f"set-{first // _A_TAR:06d}.tar", "w") as archive:
             for i in range(first, min(items, first + _A_TAR)):
@@ -222,6 +227,11 @@ def measured(args: argparse.Namespace, folder: Path, done: Checkpoint) -> tuple[
 
 def _asked(args: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(args, name) for name in ("items", "sides", "shard_items", "kills", "bare_items")}
+
+
+def _crop(photograph: Any, height: int, width: int, rng: random.Random) -> Any:
+    top, left = rng.randrange(photograph.shape[0] - height + 1), rng.randrange(photograph.shape[1] - width + 1)
+    return photograph[top : top + height, left : left + width]
 
 
 def _png(pixels: Any) -> bytes:

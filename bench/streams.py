@@ -34,6 +34,9 @@ from viq_serving.pb.viq_pb2_grpc import ViQStub
 PICTURES = 32
 BATCH_PATCHES = 1024  # what the service computes together on a CPU
 
+_ENDED = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INTERNAL)
+"""How a stream ends by its age; the second is what gRPC's client makes of it where it was sending just then."""
+
 BARE = """
 import json, sys
 from time import perf_counter
@@ -78,7 +81,7 @@ class Client:
                     for result in message.results:
                         self._check(result)
             except grpc.aio.AioRpcError as error:
-                if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                if error.code() not in _ENDED:
                     raise
             finally:
                 sending.cancel()

@@ -1,11 +1,12 @@
-"""Full collections come while nobody waits, and leave the interpreter as it was when the service ends."""
+"""Collections come while nobody waits or memory grows, none by itself, and the interpreter is left as it was."""
 
 from __future__ import annotations
 
 import asyncio
 import gc
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 
 import pytest
 
@@ -19,11 +20,15 @@ class Cycle:
         self.own = self
 
 
-def old_garbage() -> weakref.ref[Cycle]:
-    """A cycle that nobody holds and that has outlived the younger generations."""
-    cycle = Cycle()
-    gc.collect(1)
-    return weakref.ref(cycle)
+class People:
+    """Whether somebody waits, and how often that was asked."""
+
+    def __init__(self, *, wait: bool) -> None:
+        self.wait, self.asked = wait, 0
+
+    def idle(self) -> bool:
+        self.asked += 1
+        return not self.wait
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -32,45 +37,77 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0)
 
 
+@asynccontextmanager
+async def collecting(people: People) -> AsyncIterator[weakref.ref[Cycle]]:
+    """The collector under way, and a cycle that is garbage since."""
+    task = asyncio.create_task(garbage.collect(people.idle))
+    await until(lambda: people.asked > 0)
+    yield weakref.ref(Cycle())
+    task.cancel()
+    await asyncio.wait([task])
+
+
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(garbage, "_LOOK_EVERY_S", 0.001)
-    before = gc.get_threshold()
+    assert gc.isenabled()
     yield
-    assert gc.get_threshold() == before
+    assert gc.isenabled()
+    assert not gc.get_freeze_count()
 
 
-def test_old_garbage_is_collected_once_nobody_waits() -> None:
+async def looked(people: People, times: int = 3) -> None:
+    before = people.asked
+    await until(lambda: people.asked >= before + times)
+
+
+def test_no_collection_begins_while_somebody_waits_however_many_objects_there_are() -> None:
     async def run() -> None:
-        looks, waiting = 0, True
-
-        def idle() -> bool:
-            nonlocal looks
-            looks += 1
-            return not waiting
-
-        collecting = asyncio.create_task(garbage.collect(idle))
-        await until(lambda: gc.get_threshold()[2] == garbage._NEVER)
-        left = old_garbage()
-        await until(lambda: looks >= 3)
-        assert left() is not None
-        waiting = False
-        await until(lambda: left() is None)
-        collecting.cancel()
-        await asyncio.wait([collecting])
+        people = People(wait=True)
+        async with collecting(people) as left:
+            objects = [[] for _ in range(2 * garbage._MANY)]  # type: list[list[int]]
+            await looked(people)
+            assert objects
+            assert left() is not None
 
     asyncio.run(run())
 
 
-def test_old_garbage_is_collected_in_the_end_though_somebody_always_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(garbage, "_BUSY_EVERY_S", 0.01)
-
+def test_many_objects_are_looked_at_once_nobody_waits() -> None:
     async def run() -> None:
-        collecting = asyncio.create_task(garbage.collect(lambda: False))
-        await until(lambda: gc.get_threshold()[2] == garbage._NEVER)
-        left = old_garbage()
-        await until(lambda: left() is None)
-        collecting.cancel()
-        await asyncio.wait([collecting])
+        people = People(wait=True)
+        async with collecting(people) as left:
+            objects = [[] for _ in range(2 * garbage._MANY)]  # type: list[list[int]]
+            people.wait = False
+            await until(lambda: left() is None)
+            assert objects
+
+    asyncio.run(run())
+
+
+def test_few_objects_are_looked_at_some_time_after_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def run() -> None:
+        people = People(wait=False)
+        monkeypatch.setattr(garbage, "_IDLE_EVERY_S", 0.0)
+        async with collecting(people) as left:
+            await looked(people)
+            assert left() is not None, "nothing was done that could have left garbage"
+            people.wait = True
+            await looked(people)
+            people.wait = False
+            await until(lambda: left() is None)
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(("limit", "value"), [("_BUSY_EVERY_S", 0.01), ("_GROWN", 0.5)])
+def test_a_collection_comes_in_the_end_and_as_memory_grows(
+    limit: str, value: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def run() -> None:
+        async with collecting(People(wait=True)) as left:
+            assert left() is not None
+            monkeypatch.setattr(garbage, limit, value)
+            await until(lambda: left() is None)
 
     asyncio.run(run())
