@@ -14,13 +14,17 @@ import os
 import sys
 import time
 import traceback
+from importlib import import_module
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "models"), str(ROOT / "service")]
 
-from loadtest.gpu.record import Record, machine, slug  # noqa: E402
+from loadtest.gpu.record import Record, cut_off, machine, slug  # noqa: E402
 from loadtest.gpu.steps import Step, named  # noqa: E402
+
+_GONE_S = 20.0
 
 
 def main() -> int:
@@ -49,20 +53,37 @@ def _run(step: Step, variant: int, args: argparse.Namespace) -> bool:
     """One step in a process of its own, so that it can be ended and leaves no memory and no setting behind."""
     limit_s, begun = args.limit_s or step.limit_s, time.monotonic()
     context = multiprocessing.get_context("fork")  # torch is loaded once; nothing has used a device yet
-    child = context.Process(target=_child, args=(step, variant, args, limit_s))
+    hears, says = context.Pipe(duplex=False)
+    child = context.Process(target=_child, args=(step, variant, args, limit_s, says))
     child.start()
+    says.close()
     child.join(limit_s)
     late = child.is_alive()
     if late:
         child.kill()
-        child.join()
-    told = f"{child.exitcode}" if not late else f"ended after {limit_s:g} s, what it had measured is kept"
-    print(f"{step.letter} {step.name}: {'done' if child.exitcode == 0 else told} in {time.monotonic() - begun:.1f} s")
+        child.join(_GONE_S)  # one that waits in a driver may never go: the next step is not kept waiting for it
+    told = f"ended after {limit_s:g} s, what it had measured is kept" if late else f"ended with {child.exitcode}"
+    heard = _all_of(hears)
+    if child.exitcode != 0 and heard:
+        cut_off(Path(heard[0]), told)
+    told = heard[-1] if child.exitcode == 0 else told
+    print(f"{step.letter} {step.name}: {told} in {time.monotonic() - begun:.1f} s")
     sys.stdout.flush()
     return child.exitcode == 0
 
 
-def _child(step: Step, variant: int, args: argparse.Namespace, limit_s: float) -> None:
+def _all_of(hears: Connection) -> list[str]:
+    """What a process said before it ended: where its record is, and how that ended."""
+    heard = list[str]()
+    try:
+        while hears.poll():
+            heard.append(hears.recv())
+    except EOFError:
+        pass
+    return heard
+
+
+def _child(step: Step, variant: int, args: argparse.Namespace, limit_s: float, says: Connection) -> None:
     os.environ.update(step.environments[variant])  # read when CUDA starts, so before anything touches it
     import torch
 
@@ -70,6 +91,8 @@ def _child(step: Step, variant: int, args: argparse.Namespace, limit_s: float) -
     if device.type == "cuda" and not torch.cuda.is_available():
         print("torch finds no CUDA device here; --tiny --device cpu runs the steps on sizes that mean nothing")
         os._exit(2)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # streams and events are of the current one
     if args.tiny:
         torch.set_num_threads(1)
     facts = machine(device)
@@ -79,8 +102,9 @@ def _child(step: Step, variant: int, args: argparse.Namespace, limit_s: float) -
         folder / f"{name}.json", step=step.letter, question=step.question, settles=step.settles, machine=facts,
         environment=step.environments[variant], tiny=args.tiny, limit_s=limit_s,
     )  # fmt: skip
+    says.send(str(record.path))
     try:
-        step.run(record, device, args.tiny)
+        import_module(f"loadtest.gpu.{step.module}").run(record, device, args.tiny)
     except ImportError as error:
         record.end("skipped", f"this step lacks {error.name or error}")
         print(f"{step.letter}: skipped, it lacks {error.name or error}")
@@ -91,6 +115,7 @@ def _child(step: Step, variant: int, args: argparse.Namespace, limit_s: float) -
         os._exit(1)
     else:
         record.end("done")
+    says.send(record.summary()["status"])
     print(json.dumps(record.summary()))
     sys.stdout.flush()
 

@@ -15,7 +15,7 @@ from loadtest.gpu.timing import seconds, wall
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from viq.attention import attention
+from viq.attention import _cudnn, attention
 from viq.packing import Ends, Packing
 
 Kernel = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -40,7 +40,8 @@ def run(record: Record, device: torch.device, tiny: bool) -> None:
                 rate = 4 * patches**2 * heads * width / steady / 1e12
                 told = PREDICTED_TFLOPS.get(name) if width == 96 else None
                 record.add(**base, first_ms=first * 1e3, ms=steady * 1e3, tflops=rate, predicted_tflops=told)
-            _bits(record, q, k, v)
+            with record.tried(bits="all", N=patches, D=width):
+                _bits(record, q, k, v)
 
 
 def _kernels(device: torch.device) -> dict[str, Kernel]:
@@ -48,7 +49,8 @@ def _kernels(device: torch.device) -> dict[str, Kernel]:
     backends = {"flash": SDPBackend.FLASH_ATTENTION, "math": SDPBackend.MATH}
     if device.type == "cuda":
         backends = {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}
-    return kernels | {name: _dense(backend) for name, backend in backends.items()}
+    kernels |= {name: _dense(backend) for name, backend in backends.items()}
+    return kernels | ({"cudnn, the operator": _cudnn} if device.type == "cuda" else {})
 
 
 def _dense(backend: SDPBackend) -> Kernel:

@@ -30,19 +30,29 @@ def run(record: Record, device: torch.device, tiny: bool) -> None:
     limit = 2 * side**3 / seconds(lambda: square @ square, device)
     record.add(what="limit", side=side, tflops=limit / 1e12, rows_multiple=multiple)
     for pack in network.TINY_PACKS if tiny else network.PACKS:
-        packing = pack.packing(multiple)
-        x = network.inputs(packing, device, dtype)
-        peak_mib(device)
-        took = seconds(lambda x=x, packing=packing: encoder(x, packing), device, repeats=5)  # type: ignore[misc]
-        reached = network.flop(encoder, packing) / took
-        record.add(
-            what="pack", pack=pack.name, rows=packing.rows, ms=took * 1e3, tflops=reached / 1e12, share=reached / limit,
-            images_per_s=len(pack.sides) / took, peak_mib=peak_mib(device), predicted_60_percent_ms=pack.predicted_ms,
-            predicted_share_fa2=pack.predicted_share_fa2, predicted_share_cudnn=pack.predicted_share_cudnn,
-        )  # fmt: skip
-        _parts(record, encoder, x, packing, pack.name, device)
+        with record.tried(what="pack", pack=pack.name):
+            _pack(record, encoder, pack, multiple, limit, device, dtype)
     for image_side, images in ((64, 4),) if tiny else ((256, 64), (512, 32), (1024, 12)):
-        _loops(record, encoder, multiple, image_side, images, device, dtype)
+        for kernel, dense_from in (("varlen", 0), ("cudnn", 1)):
+            with record.tried(what="loops", side=image_side, attention_of_the_loops=kernel):
+                _loops(record, encoder, multiple, image_side, images, device, dtype, kernel, dense_from)
+
+
+def _pack(
+    record: Record, encoder: Encoder, pack: network.Pack, multiple: int, limit: float, device: torch.device,
+    dtype: torch.dtype,
+) -> None:  # fmt: skip
+    packing = pack.packing(multiple)
+    x = network.inputs(packing, device, dtype)
+    peak_mib(device)
+    took = seconds(lambda: encoder(x, packing), device, repeats=5)
+    reached = network.flop(encoder, packing) / took
+    record.add(
+        what="pack", pack=pack.name, rows=packing.rows, ms=took * 1e3, tflops=reached / 1e12, share=reached / limit,
+        images_per_s=len(pack.sides) / took, peak_mib=peak_mib(device), predicted_60_percent_ms=pack.predicted_ms,
+        predicted_share_fa2=pack.predicted_share_fa2, predicted_share_cudnn=pack.predicted_share_cudnn,
+    )  # fmt: skip
+    _parts(record, encoder, x, packing, pack.name, device)
 
 
 def _parts(
@@ -61,23 +71,28 @@ def _parts(
 
 
 def _loops(
-    record: Record, encoder: Encoder, multiple: int, side: int, count: int, device: torch.device, dtype: torch.dtype
-) -> None:
-    """Three ways with the same images: one by one as the released code does, one by one without host work, packed."""
-    pixels = [_picture(side, seed) for seed in range(count)]
-    files, size = _jpegs(pixels), (side, side)
+    record: Record, encoder: Encoder, multiple: int, side: int, count: int, device: torch.device, dtype: torch.dtype,
+    kernel: str, dense_from: int,
+) -> None:  # fmt: skip
+    """Three ways with the same images: one by one as the released code does, one by one without host work, packed.
 
-    def encoded(images: list[Patches]) -> torch.Tensor:
-        packing = Packing.of([image.grid for image in images], multiple)
+    The loops are given cuDNN's attention, too, which torch itself takes for a lone image on this GPU: what they lose is
+    then no fault of the kernel. Packs are always computed as the product does.
+    """
+    pixels = [picture(side, seed) for seed in range(count)]
+    files = _jpegs(pixels)
+
+    def encoded(images: list[Patches], dense: int = 0) -> torch.Tensor:
+        packing = Packing.of([image.grid for image in images], multiple, dense)
         there = gathered([image.rows for image in images], packing.rows, device)
         return encoder(normalise(there, [image.image_size for image in images], packing, dtype), packing)  # type: ignore[no-any-return]
 
     def released() -> None:
         for data, image in zip(files or pixels, pixels, strict=True):
             decoded = _decoded(data) if isinstance(data, bytes) else image
-            encoded([Patches.of(decoded)]).cpu()
+            encoded([Patches.of(decoded)], dense_from).cpu()
 
-    one = Packing.of([(side // 16, side // 16)], multiple)
+    one = Packing.of([(side // 16, side // 16)], multiple, dense_from)
     x = network.inputs(one, device, dtype)
 
     def bare() -> None:
@@ -97,13 +112,15 @@ def _loops(
         call()
     taken = {name: min(wall(call, device) for _ in range(2)) / count for name, call in calls.items()}
     record.add(
-        what="loops", side=size, images=count, jpeg="decoded in the loop" if files else "no PIL: pixels",
+        what="loops", side=side, attention_of_the_loops=kernel, images=count,
+        jpeg="decoded in the loop" if files else "no PIL: pixels",
         released_ms=taken["released"] * 1e3, without_host_work_ms=taken["bare"] * 1e3, packed_ms=taken["packed"] * 1e3,
         packed_over_released=taken["released"] / taken["packed"], packed_over_bare=taken["bare"] / taken["packed"],
     )  # fmt: skip
 
 
-def _picture(side: int, seed: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+def picture(side: int, seed: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    """Squares of random colours, `(side, side, 3)`: a file of it is no larger than a photograph's."""
     coarse = np.random.default_rng(seed).integers(0, 256, (side // 8, side // 8, 3), np.uint8)
     return np.kron(coarse, np.ones((8, 8, 1), np.uint8))
 

@@ -8,44 +8,81 @@ import platform
 import re
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
+_LONGEST = 300
 _PACKAGES = re.compile(r"nvidia-(cublas|cudnn|cuda-runtime).*|(pytorch-)?triton|numpy")
 
 
 class Record:
-    """A JSON file that grows with every row, so that a step that is ended keeps what it had."""
+    """A JSON file that grows with every row, so that a step that is ended keeps what it had.
+
+    Where `path` holds a result that was done, another is written beside it, as `….unfinished.json`, and takes its place
+    only when it is done, too.
+    """
 
     def __init__(self, path: Path, **head: Any) -> None:
-        self._path, self._begun = path, time.monotonic()
+        self._final, self._begun = path, time.monotonic()
+        self._path = path.with_suffix(".unfinished.json") if _status(path) == "done" else path
         self._content: dict[str, Any] = {**head, "status": "running", "rows": []}
         path.parent.mkdir(parents=True, exist_ok=True)
         self._write()
+
+    @property
+    def path(self) -> Path:
+        """Where it is written now."""
+        return self._path
 
     def add(self, **row: Any) -> None:
         """A row more."""
         self._content["rows"].append({name: _plain(value) for name, value in row.items()})
         self._write()
 
+    @contextmanager
+    def tried(self, **row: Any) -> Iterator[None]:
+        """A part of a step whose failure is a row, so that the others still run: no memory, no kernel, no import."""
+        try:
+            yield
+        except ImportError as error:
+            self.add(**row, skipped=f"this lacks {error.name or error}")
+        except RuntimeError as error:  # what torch raises, also when memory is out
+            self.add(**row, error=f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"[:_LONGEST])
+        else:
+            return
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
     def end(self, status: str, reason: str = "") -> None:
         """No more rows: `done`, `skipped` or `failed`, and why."""
         self._content |= {"status": status, "reason": reason}
         self._write()
+        if status == "done" and self._path != self._final:
+            self._path.replace(self._final)
+            self._path = self._final
 
     def summary(self) -> dict[str, Any]:
         """A line about it."""
         held = self._content
-        return {"step": held["step"], "status": held["status"], "rows": len(held["rows"]), "file": str(self._path)}
+        told = {"step": held["step"], "status": held["status"], "rows": len(held["rows"]), "file": str(self._path)}
+        lacking = sum("error" in row or "skipped" in row for row in held["rows"])
+        return {**told, "rows_that_failed": lacking} if lacking else told
 
     def _write(self) -> None:
         self._content["seconds"] = round(time.monotonic() - self._begun, 2)
-        part = self._path.with_suffix(".part")
-        part.write_text(json.dumps(self._content, indent=1) + "\n", encoding="utf-8")
-        part.replace(self._path)
+        _written(self._path, self._content)
+
+
+def cut_off(path: Path, reason: str) -> None:
+    """Say in the file of a step that it did not come to its end; nothing where it did, or never began."""
+    if _status(path) == "running":
+        content = json.loads(path.read_text(encoding="utf-8"))
+        _written(path, {**content, "status": "ended", "reason": reason})
 
 
 def machine(device: torch.device) -> dict[str, Any]:
@@ -72,6 +109,21 @@ def machine(device: torch.device) -> dict[str, Any]:
             "clocks": _smi("clocks.sm,clocks.max.sm,power.limit"),
         }
     return facts
+
+
+def _status(path: Path) -> object:
+    """What the file of a step says of its end; nothing if it is none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content.get("status") if isinstance(content, dict) else None
+
+
+def _written(path: Path, content: dict[str, Any]) -> None:
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    part.replace(path)
 
 
 def slug(name: str) -> str:

@@ -9,6 +9,7 @@ from time import perf_counter
 import numpy as np
 import torch
 from loadtest.gpu import network
+from loadtest.gpu.end_to_end import picture
 from loadtest.gpu.record import Record
 from loadtest.gpu.timing import peak_mib, seconds, wall
 
@@ -22,9 +23,9 @@ from viq.vae import LATENT_CHANNELS, VaeDecoder
 def run(record: Record, device: torch.device, tiny: bool) -> None:
     """Overlap first, which needs nothing but torch; the decoder; then the service's engine, if it is installed."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    _overlap(record, device, dtype, tiny)
-    _decoder(record, device, dtype, tiny)
-    _engine(record, device, dtype, tiny)
+    for what, part in (("overlap", _overlap), ("VAE", _decoder), ("engine", _engine)):
+        with record.tried(what=what):
+            part(record, device, dtype, tiny)
 
 
 def _overlap(record: Record, device: torch.device, dtype: torch.dtype, tiny: bool) -> None:
@@ -102,8 +103,8 @@ def _engine(record: Record, device: torch.device, dtype: torch.dtype, tiny: bool
     model = ViQ(network.SIZE, encoder=encoder, embedder=embedder, decoder=decoder, family="0" * 16, dtype=dtype,
                 device=device, untrained=True)  # fmt: skip
     side, count, callers = (32, 8, 4) if tiny else (512, 600, 64)
-    files = [ImageFile(_png(side, seed)) for seed in range(8)]
-    pixels = [np.random.default_rng(seed).integers(0, 256, (side, side, 3), np.uint8) for seed in range(8)]
+    files = [ImageFile(_jpeg(side, seed)) for seed in range(8)]
+    pixels = [picture(side, seed) for seed in range(8)]
     most = max(1, 16_384 // (side // 16) ** 2)
 
     def bare() -> None:
@@ -131,12 +132,11 @@ def _engine(record: Record, device: torch.device, dtype: torch.dtype, tiny: bool
                engine_images_per_s=count / behind, share=alone / behind, aim=0.95)  # fmt: skip
 
 
-def _png(side: int, seed: int) -> bytes:
+def _jpeg(side: int, seed: int) -> bytes:
     import io
 
     from PIL import Image
 
     file = io.BytesIO()
-    pixels = np.random.default_rng(seed).integers(0, 256, (side, side, 3), np.uint8)
-    Image.fromarray(pixels).save(file, "JPEG", quality=90)
+    Image.fromarray(picture(side, seed)).save(file, "JPEG", quality=90)
     return file.getvalue()

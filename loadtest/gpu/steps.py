@@ -2,34 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-
-import torch
-from loadtest.gpu import (
-    attention,
-    ceilings,
-    end_to_end,
-    fusion,
-    precision,
-    products,
-    service,
-    small_packs,
-    strict,
-)
-from loadtest.gpu.record import Record
 
 
 @dataclass(frozen=True)
 class Step:
-    """One step: what it asks, what the answer settles, the most seconds, and environments that it is run under."""
+    """One step: what it asks, what the answer settles, the most seconds, its module beside this one, whose `run` is
+    given a record, a device and whether sizes are tiny; and environments that it is run under."""
 
     letter: str
     name: str
     question: str
     settles: str
     limit_s: float
-    run: Callable[[Record, torch.device, bool], None]
+    module: str
     environments: tuple[dict[str, str], ...] = ({},)
 
 
@@ -38,19 +24,19 @@ _WORKSPACE = {"CUBLAS_WORKSPACE_CONFIG": ":16:8", "CUBLASLT_WORKSPACE_SIZE": "1"
 
 STEPS = (
     Step("A", "ceilings", "copy rate, an 8192³ product, each Linear's shape by rows", "the limit, weak shapes, budgets",
-         150, ceilings.run),
+         150, "ceilings"),
     Step("B", "attention", "FA2 varlen, flash and cuDNN an image, by N; first call and steady; bits",
-         "the backend, and from which N on", 180, attention.run, ({}, _PLANS)),
+         "the backend, and from which N on", 180, "attention", ({}, _PLANS)),
     Step("C", "products", "bits and speed by rows and position, with and without split-K",
-         "flags alone, probing and padding, or an own kernel", 150, products.run, ({}, _WORKSPACE)),
-    Step("D", "strict", "the promise on the full-size network, and what it costs", "the default mode", 200, strict.run),
+         "flags alone, probing and padding, or an own kernel", 150, "products", ({}, _WORKSPACE)),
+    Step("D", "strict", "the promise on the full-size network, and what it costs", "the default mode", 200, "strict"),
     Step("E", "end_to_end", "packs, loops of single images, parts, peak memory", "the share of the limit, the ratios",
-         320, end_to_end.run),
-    Step("F", "small_packs", "CUDA graphs against eager up to 2k patches", "graphs or not", 150, small_packs.run),
-    Step("G", "fusion", "what the passes over memory cost, compiled regions", "what to fuse", 200, fusion.run),
+         320, "end_to_end"),
+    Step("F", "small_packs", "CUDA graphs against eager up to 2k patches", "graphs or not", 150, "small_packs"),
+    Step("G", "fusion", "what the passes over memory cost, compiled regions", "what to fuse", 200, "fusion"),
     Step("H", "service", "copies beside computing, the engine against the bare model, the decoder by size",
-         "the 95 % aim, limits", 200, service.run),
-    Step("I", "precision", "float16 and fp8: speed and agreement", "the flags", 120, precision.run),
+         "the 95 % aim, limits", 200, "service"),
+    Step("I", "precision", "float16 and fp8: speed and agreement", "the flags", 120, "precision"),
 )  # fmt: skip
 
 

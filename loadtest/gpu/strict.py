@@ -43,7 +43,8 @@ def run(record: Record, device: torch.device, tiny: bool) -> None:
     record.add(what="values of an image, alone and in packs", compared=compared, different=len(wrong), which=wrong[:10])
     repeats = sum(not _same(_values(encoder, [images[-2]], multiple)[0], alone[-2]) for _ in range(5 if tiny else 20))
     record.add(what="the same image again", different=repeats)
-    _control(record, encoder, images[:-1], device)
+    with record.tried(what="control without the measures: images that differ"):
+        _control(record, encoder, images[:-1], device)
     _cost(record, encoder, multiple, device, dtype, tiny)
 
 

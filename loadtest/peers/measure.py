@@ -53,6 +53,7 @@ MIXES = {
 """Photographs and pages at half their sides, or two cores answer less than two a second."""
 
 READY_S, ANSWER_S = 180.0, 10.0
+_LONGEST = 600
 
 
 @dataclass(frozen=True)
@@ -101,8 +102,15 @@ class Results:
     def put(self, row: Row, mix: str, number: int, result: dict[str, Any]) -> None:
         """Keep one result."""
         self.all["rows"].setdefault(row.name, {}).setdefault(mix, {})[str(number)] = result
+        self.all.get("failed", {}).get(row.name, {}).pop(mix, None)
         self.save()
         print(json.dumps({"row": row.name, "mix": mix, "round": number, **_brief(result)}), flush=True)
+
+    def fail(self, row: Row, mix: str, reason: str) -> None:
+        """Keep why there is no result: a row that fails is in the table, too."""
+        self.all.setdefault("failed", {}).setdefault(row.name, {})[mix] = reason[-_LONGEST:]
+        self.save()
+        print(f"{row.name}, {mix}: {reason}", file=sys.stderr, flush=True)
 
     def save(self) -> None:
         """Write the file whole or not at all."""
@@ -157,16 +165,8 @@ def pictures(mix: str, load: Load, folder: Path) -> Path:
 
 def loop(row: Row, mix: str, load: Load, env: dict[str, str], folder: Path) -> dict[str, Any]:
     """A row without a server."""
-    command = [
-        sys.executable,
-        str(HERE / "loops.py"),
-        str(folder),
-        "--way",
-        row.way,
-        "--seconds",
-        str(load.seconds(mix)),
-    ]
-    command += ["--processes", str(row.workers)]
+    command = [sys.executable, str(HERE / "loops.py"), str(folder), "--way", row.way]
+    command += ["--seconds", str(load.seconds(mix)), "--processes", str(row.workers)]
     env = {**env, "PEER_THREADS": str(row.threads), "OMP_NUM_THREADS": str(row.threads)}
     process = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
     memory = Memory(process.pid)
@@ -312,7 +312,8 @@ class Run:
             try:
                 ready(begin.ready, leader, log)
             except RuntimeError as error:
-                print(f"{row.name}: {error}", file=sys.stderr, flush=True)
+                for mix in left:
+                    self._results.fail(row, mix, str(error))
                 return
             for mix in left:
                 if monotonic() > self._end or mix not in self._results.all["rates"]:
@@ -327,8 +328,8 @@ class Run:
         before = self._reference.ms()
         try:
             result = measure()
-        except (RuntimeError, OSError, subprocess.SubprocessError) as error:
-            print(f"{row.name}, {mix}: {error}", file=sys.stderr, flush=True)
+        except (RuntimeError, OSError, ValueError, LookupError, subprocess.SubprocessError) as error:
+            self._results.fail(row, mix, f"{type(error).__name__}: {error}")
             return
         spent = {"reference_ms": [before, self._reference.ms()], "at": strftime("%Y-%m-%dT%H:%M:%S%z")}
         self._results.put(row, mix, number, {"workers": row.workers, "threads": row.threads, **result, **spent})

@@ -45,6 +45,7 @@ _ROWS = (
     Row("padded batches, 2 processes", "loop", way="padded"),
     Row("viq serve, REST", "ours", door="rest", workers=0, threads=0),
     Row("viq serve, gRPC", "ours", door="grpc", workers=0, threads=0),
+    Row("viq serve, gRPC, processes", "ours", door="grpc", workers=0, threads=0, flags=("--replica-processes",)),
     Row("viq serve, OIP gRPC", "ours", door="oip-grpc", workers=0, threads=0),
     Row("LitServe", "litserve"),
     Row("Ray Serve", "ray"),

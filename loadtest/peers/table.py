@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,8 @@ def table(results: Result) -> str:
         bare = middle(rows["bare model"], images_per_s)
         lines += [f"## {mix}", "", HEAD.format(callers=load["callers"], rate=rate), "|" + "---|" * 9]
         lines += [line(name, list(of.values()), bare, results["digests"][mix]) for name, of in rows.items()]
+        failed = {name: of[mix] for name, of in results.get("failed", {}).items() if mix in of}
+        lines += [_failed(name, why, rows) for name, why in failed.items()]
         lines += ["", _speeds(rows), ""]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -72,6 +74,12 @@ def line(name: str, rounds: Sequence[Result], bare: float, codes: Result) -> str
         f"{max(one['resident_bytes'] for one in rounds) / 2**20:.0f}",
     ]
     return "| " + " | ".join(cells) + " |"
+
+
+def _failed(name: str, why: str, rows: Container[str]) -> str:
+    """A row without a result, or one of whose rounds failed, with the reason."""
+    told = " ".join(why.replace("|", "/").split())
+    return f"| {name}{', one round' if name in rows else ''} | failed: {told[:200]} |" + " – |" * 7
 
 
 def images_per_s(result: Result) -> float:

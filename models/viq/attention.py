@@ -19,6 +19,8 @@ Large = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 _DENSE_WIDTH = 128  # the widest head of cuDNN's kernel; the head-wise blocks' 256 stay with the other
 _QUERY_CHUNK = 4096  # queries at a time where a head is too wide for a fused CUDA kernel
+# Whether torch's `varlen_attn` does, as it does after 2.13.
+_PREFERS_CUDNN = tuple(int(part) for part in torch.__version__.split(".")[:2]) > (2, 13)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, packing: Packing | Ends) -> Tensor:
@@ -89,6 +91,8 @@ def _varlen(q: Tensor, k: Tensor, v: Tensor, where: Ends) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
     longest = int(where.longest)
+    if _PREFERS_CUDNN:  # for some lengths, and that length is the pack's: so the operator below, which does not choose
+        return _flash(q, k, v, where.ends, where.longest)
     out = varlen_attn(q, k, v, where.ends, where.ends, longest, longest)
     return out if isinstance(out, Tensor) else out[0]
 
@@ -103,12 +107,11 @@ def by_size(q: Tensor, k: Tensor, v: Tensor, packing: Packing, small: Small, lar
 
 
 def _cudnn(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    # One image a call, never several of one size: with those the kernel would depend on how many there are.
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
-    with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
-        a, b, c = (t.transpose(0, 1)[None] for t in (q, k, v))
-        return F.scaled_dot_product_attention(a, b, c)[0].transpose(0, 1)
+    # One image a call, never several of one size: with those the kernel would depend on how many there are. And the
+    # operator itself, since `sdpa_kernel` chooses for all threads of the process, which attend otherwise meanwhile.
+    a, b, c = (t.transpose(0, 1)[None] for t in (q, k, v))
+    out: Tensor = torch.ops.aten._scaled_dot_product_cudnn_attention(a, b, c, None, False)[0]
+    return out[0].transpose(0, 1)
 
 
 @torch.library.custom_op("viq::attention", mutates_args=())

@@ -92,7 +92,10 @@ class Encoder(nn.Module):
 
     def _rotation(self, grid: tuple[int, int]) -> Tensor:
         weight = self.project_in.weight
-        return rope.table(grid, CODES_PER_PATCH, self._headwise_width, weight.dtype).to(weight.device)
+        made = rope.table(grid, CODES_PER_PATCH, self._headwise_width, weight.dtype)
+        if weight.device.type != "cuda":
+            return made.to(weight.device)
+        return made.pin_memory().to(weight.device, non_blocking=True)  # else it waits for all that is computed there
 
     def positions(self, packing: Packing) -> Tensor:
         """Position rows of a pack, `(rows, C)`."""

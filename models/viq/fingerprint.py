@@ -99,6 +99,8 @@ def mode(
         "linear": linear.kernel(device, dtype),
         "head": head,
         "invariance": invariance,
+        # cuBLAS and cuDNN come with it, and choose by their version.
+        **({"toolkit": str(torch.version.cuda)} if device.type == "cuda" else {}),
         **(extras or {}),
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]

@@ -33,7 +33,12 @@ Recorder = Callable[[Callable[[], Tensor]], tuple[Callable[[], None], Tensor]]
 
 
 def check_experiments(
-    device: torch.device, head: str, parts: Collection[str], cuda_graphs: bool, cudnn_attention_from: int
+    device: torch.device,
+    dtype: torch.dtype,
+    head: str,
+    parts: Collection[str],
+    cuda_graphs: bool,
+    cudnn_attention_from: int,
 ) -> None:
     """Raise `InvalidInput` for what is switched on where it means nothing, or would have a code depend on its pack."""
     if cudnn_attention_from < 0:
@@ -42,6 +47,9 @@ def check_experiments(
         raise InvalidInput(
             f"CUDA graphs and cuDNN attention are for the eager encoder on CUDA, not for head {head} on {device.type}"
         )
+    if (cuda_graphs or cudnn_attention_from) and dtype == torch.float32:
+        # Its attention is image by image: a recorded graph would hold the images of one pack, and wait for the device.
+        raise InvalidInput("CUDA graphs and cuDNN attention are for 16 bits, not for float32")
     if cuda_graphs and 0 < cudnn_attention_from <= BUDGETS[-1]:
         raise InvalidInput(
             f"cuDNN attention from {cudnn_attention_from} patches on: "
@@ -50,16 +58,20 @@ def check_experiments(
 
 
 class Graphs:
-    """The graphs of one encoder, recorded when they are first needed; all calls must be on one stream."""
+    """The graphs of one encoder, recorded when they are first needed; all calls must be on one stream.
 
-    def __init__(self, encoder: Encoder, record: Recorder | None = None) -> None:
-        self._encoder, self._record = encoder, record or CudaRecorder()
+    `multiple` is what `viq.row_probe` found: no graph has rows by another number, whose products may have other bits.
+    """
+
+    def __init__(self, encoder: Encoder, multiple: int, record: Recorder | None = None) -> None:
+        self._encoder, self._record = encoder, record or CudaRecorder(encoder.project_in.weight.device)
+        self._budgets = tuple(budget for budget in BUDGETS if budget % multiple == 0)
         self._recorded: dict[int, _Graph] = {}
         self._lock = Lock()  # replicas of one device share its graphs
 
     def codes(self, patches: Tensor, packing: Packing) -> Tensor | None:
         """Codes of normalised patches `(rows, 768)` as `Encoder.forward` gives them; None for a pack too large."""
-        rows = next((budget for budget in BUDGETS if budget >= packing.patches), None)
+        rows = next((budget for budget in self._budgets if budget >= packing.patches), None)
         if rows is None or len(packing.grids) > SLOTS:
             return None
         with self._lock:
@@ -103,21 +115,29 @@ class _Graph:
 
 
 class CudaRecorder:
-    """Records CUDA graphs that share one pool of memory, as only one is ever replayed at a time."""
+    """Records CUDA graphs that share one pool of memory, as only one is ever replayed at a time.
 
-    def __init__(self) -> None:
+    All are warmed and recorded on one stream of `device`: torch's own stream for recording is of whichever device was
+    current first, and libraries keep a workspace for each stream.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream: torch.cuda.Stream | None = None
         self._pool: Any = None
 
     def __call__(self, run: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
         """See `Recorder`."""
-        side, current = torch.cuda.Stream(), torch.cuda.current_stream()
-        side.wait_stream(current)
-        with torch.cuda.stream(side):
-            for _ in range(_WARM):
-                run()
-        current.wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            out = run()
-        self._pool = self._pool or graph.pool()
-        return graph.replay, out
+        with torch.cuda.device(self._device):
+            side, current = self._stream or torch.cuda.Stream(), torch.cuda.current_stream()
+            self._stream = side
+            side.wait_stream(current)
+            with torch.cuda.stream(side):
+                for _ in range(_WARM):
+                    run()
+            current.wait_stream(side)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=self._pool, stream=side, capture_error_mode="thread_local"):
+                out = run()
+            self._pool = self._pool or graph.pool()
+            return graph.replay, out

@@ -15,7 +15,7 @@ from viq.errors import InvalidInput, WeightsError
 from viq.fingerprint import device_mode
 from viq.hardware import cpu_features
 from viq.head_build import INDUCTOR, compiler_missing, example, exported
-from viq.head_file import SUFFIXES, HeadFacts, checked_place, chosen, torch_version
+from viq.head_file import SUFFIXES, HeadFacts, check_whole, checked_place, chosen, torch_version
 from viq.torch_warnings import quiet_about_torch
 
 if TYPE_CHECKING:
@@ -65,6 +65,7 @@ def use_head(encoder: Encoder, head: str, files: Sequence[str | Path], family: s
         return name
     wanted = facts_of(encoder, head, family, size)
     path = chosen([checked_place(file, weights) for file in files], wanted)
+    check_whole(path)
     encoder.head, name = _LOADERS[head](path, encoder.project_in.weight.device)
     return name
 

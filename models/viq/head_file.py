@@ -7,21 +7,25 @@ files are here, the metadata property of that name in ONNX.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from viq.errors import WeightsError
 
-ENTRY = "viq_head.json"
+ENTRY, DIGEST = "viq_head.json", "viq_head.sha256"
 SUFFIXES = {"torchscript": ".pt", "aoti": ".pt2", "onnx": ".onnx", "tensorrt": ".engine"}
 """Formats and what their files' names end with."""
 
 _MAX_BYTES = 64 * 2**10
+_UNREADABLE = (OSError, EOFError, zipfile.BadZipFile, zlib.error, UnicodeDecodeError, RuntimeError)
 
 
 @dataclass(frozen=True)
@@ -61,9 +65,36 @@ def read_facts(path: Path) -> HeadFacts:
         facts = HeadFacts(**{field.name: found[field.name] for field in fields(HeadFacts)})
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise WeightsError(f"head file {path}: {ENTRY} is not readable ({error!r})") from None
+    for field in fields(HeadFacts):
+        if type(getattr(facts, field.name)) is not (int if field.name == "width" else str):
+            raise WeightsError(f"head file {path}: {ENTRY} says {field.name} {found[field.name]!r:.80}")
     if facts.format not in SUFFIXES:
         raise WeightsError(f"head file {path}: format {facts.format!r}; there are {', '.join(SUFFIXES)}")
     return facts
+
+
+def check_whole(path: Path) -> None:
+    """Raise `WeightsError` unless every byte of a head file is what was written: what loads it does not look."""
+    if path.suffix == SUFFIXES["onnx"]:
+        model = _onnx_model(path)
+        if _property(model, DIGEST) != digest_of(model):
+            raise WeightsError(f"head file {path}: damaged, its checksum differs: build it anew")
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip()
+    except _UNREADABLE as error:
+        raise WeightsError(f"head file {path}: not readable ({error})") from None
+    if broken is not None:
+        raise WeightsError(f"head file {path}: damaged, the checksum of {broken} in it differs: build it anew")
+
+
+def digest_of(model: Any) -> str:
+    """SHA-256 of all that an ONNX model computes: its graph, weights among it, and its functions."""
+    digest = hashlib.sha256(model.graph.SerializeToString(deterministic=True))
+    for function in model.functions:
+        digest.update(function.SerializeToString(deterministic=True))
+    return digest.hexdigest()
 
 
 def chosen(paths: Sequence[Path], wanted: HeadFacts) -> Path:
@@ -110,21 +141,28 @@ def _from_archive(path: Path) -> str:
             if found[0].file_size > _MAX_BYTES:
                 raise WeightsError(f"head file {path}: {ENTRY} has {found[0].file_size} bytes, at most {_MAX_BYTES}")
             return archive.read(found[0]).decode()
-    except (OSError, zipfile.BadZipFile, UnicodeDecodeError, RuntimeError, NotImplementedError) as error:
+    except _UNREADABLE as error:
         raise WeightsError(f"head file {path}: not readable ({error})") from None
 
 
 def _from_onnx(path: Path) -> str:
+    text = _property(_onnx_model(path), ENTRY)
+    if text is None:
+        raise WeightsError(f"head file {path}: no head made by viq build-head, no property {ENTRY}")
+    return text[:_MAX_BYTES]
+
+
+def _property(model: Any, name: str) -> str | None:
+    return next((str(entry.value) for entry in model.metadata_props if entry.key == name), None)
+
+
+def _onnx_model(path: Path) -> Any:
     try:
         import onnx
         from google.protobuf.message import DecodeError
     except ImportError:
         raise WeightsError("reading ONNX needs onnx: pip install 'viq-serving[heads]'") from None
     try:
-        model = onnx.load_model(str(path), load_external_data=False)
+        return onnx.load_model(str(path), load_external_data=False)
     except (OSError, DecodeError, ValueError) as error:
         raise WeightsError(f"head file {path}: not readable as ONNX ({error})") from None
-    for entry in model.metadata_props:
-        if entry.key == ENTRY:
-            return entry.value[:_MAX_BYTES]
-    raise WeightsError(f"head file {path}: no head made by viq build-head, no property {ENTRY}")

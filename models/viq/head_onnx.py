@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from viq.errors import WeightsError
-from viq.head_file import ENTRY, HeadFacts
+from viq.head_file import DIGEST, ENTRY, HeadFacts, digest_of
 from viq.torch_warnings import quiet_about_torch
 
 INPUTS, OUTPUT = ("rows", "ends", "longest", "rotation"), "values"
@@ -43,6 +43,18 @@ def write(program: torch.export.ExportedProgram, path: Path, facts: HeadFacts, *
         raise WeightsError("torch made no ONNX of the head")
     made.model.metadata_props[ENTRY] = facts.to_json()
     made.save(str(path), external_data=False)
+    seal(path)
+
+
+def seal(path: Path) -> None:
+    """Write the checksum of the model into it: ONNX itself has none."""
+    import onnx
+
+    model = onnx.load_model(str(path), load_external_data=False)
+    onnx.helper.set_model_props(
+        model, {**{one.key: one.value for one in model.metadata_props}, DIGEST: digest_of(model)}
+    )
+    onnx.save_model(model, str(path))
 
 
 @contextmanager

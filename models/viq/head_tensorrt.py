@@ -61,13 +61,12 @@ def engine(path: Path, device: torch.device) -> tuple[Callable[[Tensor, Tensor, 
     held = {loaded.get_tensor_name(i) for i in range(loaded.num_io_tensors)}
     lock = Lock()  # replicas of one device share the context
     most = loaded.get_tensor_profile_shape(INPUTS[0], 0)[2][0]
+    unused = torch.ones(1, dtype=torch.int64, device=device)  # attention under a mask has no use for the longest
 
     def run(x: Tensor, ends: Tensor, longest: Tensor, table: Tensor) -> Tensor:
         if x.shape[0] > most:
             raise InvalidInput(f"a pack of {x.shape[0]} patches is over the {most} that the TensorRT head is for")
-        given = {
-            name: t.contiguous() for name, t in zip(INPUTS, (x, ends, longest, table), strict=True) if name in held
-        }
+        given = {name: t.contiguous() for name, t in zip(INPUTS, (x, ends, unused, table), strict=True) if name in held}
         with lock:
             for name, tensor in given.items():
                 context.set_input_shape(name, tuple(tensor.shape))

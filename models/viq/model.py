@@ -120,7 +120,7 @@ class ViQ:
             raise InvalidInput(f"parts {sorted(parts)}; there are {', '.join(PARTS)}")
         files = [head_file] if isinstance(head_file, (str, Path)) else list(head_file)
         check_asked(head, files, parts)
-        check_experiments(where, head, parts, cuda_graphs, cudnn_attention_from)
+        check_experiments(where, what, head, parts, cuda_graphs, cudnn_attention_from)
         folder, size = folder_of(root, size)
         model = cls._from_folder(folder, size, where, what, parts)
         model._folder = folder
@@ -171,7 +171,7 @@ class ViQ:
                 self.invariant = False
                 warnings.warn(f"codes of head {head} depend on the batch here", stacklevel=3)
         if cuda_graphs:
-            self._graphs = Graphs(self.encoder)
+            self._graphs = Graphs(self.encoder, self.row_multiple)
         self.fingerprint = self._fingerprint()
 
     def _fingerprint(self) -> str:

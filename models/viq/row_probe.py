@@ -24,6 +24,9 @@ FIRST = {"cpu": 32, "cuda": 128}
 _ROWS = {"cpu": 512, "cuda": 16_384}
 """Rows of the reference product, by device type. On CUDA the kernel goes on changing with the rows."""
 
+_EACH = {"cuda": 16}
+"""How many of the first multiples are all tried, by device type: small products have a kernel each, on a GPU."""
+
 UNSETTLED = 512
 """The multiple of last resort: a network that gets it may give codes that depend on the batch."""
 
@@ -52,7 +55,8 @@ def row_multiple(network: nn.Module) -> int:
 
 def _alike(product: Product, x: Tensor, reference: Tensor, multiple: int) -> bool:
     """Whether products of `multiple` rows, and of some multiples of it, have the reference's bits."""
-    return all(_same_bits(product(x[-rows:].clone()), reference[-rows:]) for rows in _counts(multiple, x.shape[0]))
+    counts = _counts(multiple, x.shape[0], _EACH.get(x.device.type, 0))
+    return all(_same_bits(product(x[-rows:].clone()), reference[-rows:]) for rows in counts)
 
 
 def _same_bits(a: Tensor, b: Tensor) -> bool:
@@ -60,12 +64,13 @@ def _same_bits(a: Tensor, b: Tensor) -> bool:
     return torch.equal(a.contiguous().view(bits), b.contiguous().view(bits))
 
 
-def _counts(multiple: int, most: int) -> Iterable[int]:
-    """1, 2, 5, 12 … times `multiple`, below `most`: few, since every load waits for them."""
-    times, following = 1, 2
+def _counts(multiple: int, most: int, each: int) -> Iterable[int]:
+    """1, 2, 5, 12 … times `multiple`, below `most`: few, since every load waits; and all up to `each` times."""
+    counts, times, following = set(range(multiple, min(each * multiple + 1, most), multiple)), 1, 2
     while times * multiple < most:
-        yield times * multiple
+        counts.add(times * multiple)
         times, following = following, times + 2 * following
+    return sorted(counts)
 
 
 def _rows(weight: Tensor) -> Tensor:

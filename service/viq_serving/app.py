@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +32,7 @@ from viq_serving.tokenizer import State, Tokenizer
 from viq_serving.tracing import here
 
 if TYPE_CHECKING:
-    from viq.model import ViQ
+    from viq_serving.engine.child import Model
 
 log = logging.getLogger("viq")
 
@@ -212,19 +212,24 @@ def _engine_limits(settings: Settings) -> EngineLimits:
     )
 
 
-def _models(settings: Settings) -> list[ViQ]:
+def _models(settings: Settings) -> Sequence[Model]:
     """Every size asked for on every device, those of a replica one after another.
 
     With no size asked, the one that the weights root or nano gives. Replicas of one device share its models.
     """
     from viq.model import ViQ
+    from viq_serving.engine.child import in_processes
     from viq_serving.engine.replicas import replicas_on
 
-    root, replicas = settings.weights_root, list[ViQ]()
-    asked: dict[str, Any] = {"dtype": settings.dtype, "head": settings.head, "head_file": settings.head_file}
+    asked: dict[str, Any] = {"root": settings.weights_root, "dtype": settings.dtype}
+    asked |= {"head": settings.head, "head_file": settings.head_file}
     asked |= {"cuda_graphs": settings.cuda_graphs, "cudnn_attention_from": settings.cudnn_attention_from}
+    sizes = [{**asked, "size": size} for size in settings.size or (None,)]
+    replicas: list[Model] = []
     for device in settings.device or ("auto",):
-        models = [ViQ.from_pretrained(root, size, device=device, **asked) for size in settings.size or (None,)]
+        if settings.replica_processes:
+            return in_processes(sizes, device, settings.replicas or replicas_on("cpu"))
+        models = [ViQ.from_pretrained(**one, device=device) for one in sizes]
         replicas += models * (settings.replicas or replicas_on(models[0].device))
     return replicas
 

@@ -11,7 +11,7 @@ from viq_serving.errors import FingerprintMismatch, NotReady, UnknownModel
 from viq_serving.types import ModelInfo
 
 if TYPE_CHECKING:
-    from viq.model import ViQ
+    from viq_serving.engine.child import Model
 
 
 class Catalogue:
@@ -20,7 +20,7 @@ class Catalogue:
     def __init__(self) -> None:
         self._models: dict[str, ModelInfo] = {}
 
-    def fill(self, replicas: Sequence[Mapping[str, ViQ]]) -> list[ModelInfo]:
+    def fill(self, replicas: Sequence[Mapping[str, Model]]) -> list[ModelInfo]:
         """Take over what is loaded, of replicas that are alike in all but the device."""
         self._models = {size: _describe([replica[size] for replica in replicas]) for size in replicas[0]}
         return self.models()
@@ -54,7 +54,7 @@ def check_family(inputs: Sequence[object], model: ModelInfo) -> None:
         )
 
 
-def _describe(models: Sequence[ViQ]) -> ModelInfo:
+def _describe(models: Sequence[Model]) -> ModelInfo:
     model = models[0]
     return ModelInfo(
         size=model.size,

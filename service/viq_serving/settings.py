@@ -65,6 +65,11 @@ class Settings(BaseSettings):
         description="batches that each device computes at a time; those that a CPU works on share out its processors; "
         "default: one on a GPU, as many as it has processors on a CPU, four at most",
     )
+    replica_processes: bool = Field(
+        default=False,
+        description="replicas on a CPU compute in processes of their own, each with weights of its own: more images a "
+        "second where they are small",
+    )
     dtype: Literal["auto", "bfloat16", "float32", "float16"] = Field(
         default="auto", description="compute type; auto is bfloat16 on CUDA and float32 on CPU"
     )

@@ -41,7 +41,7 @@ from viq_serving.types import (
 )
 
 if TYPE_CHECKING:
-    from viq.model import ViQ
+    from viq_serving.engine.child import Model
 
 __all__ = ["TERMS", "State", "Tokenizer"]
 
@@ -78,7 +78,7 @@ class Tokenizer:
         """Where in its life the service is; requests are answered while "ready" and "draining"."""
         return self._life.state
 
-    async def load(self, load: Callable[[], Sequence[ViQ]]) -> None:
+    async def load(self, load: Callable[[], Sequence[Model]]) -> None:
         """Run `load` and warm-up forwards, then be ready. A size that comes again begins another replica."""
         replicas = await self._engine.load(load, self._lose)
         for model in self._catalogue.fill(replicas):

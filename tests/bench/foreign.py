@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import socket
 import socketserver
+import ssl
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 HANG_UP = b""
 Answers = Callable[[int], Sequence[bytes]]
@@ -26,6 +29,19 @@ class _Server(socketserver.ThreadingTCPServer):
     answers: Answers
     requests: list[bytes]
     lock: threading.Lock
+    tls: ssl.SSLContext | None
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        """The next connection, on which the handshake is still to come."""
+        connection, address = super().get_request()
+        if self.tls is None:
+            return connection, address
+        return self.tls.wrap_socket(connection, server_side=True, do_handshake_on_connect=False), address
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that does not believe us has gone."""
+        if self.tls is None:
+            super().handle_error(request, client_address)  # type: ignore[arg-type]
 
 
 class _Handler(socketserver.StreamRequestHandler):
@@ -51,14 +67,15 @@ class _Handler(socketserver.StreamRequestHandler):
 
 
 @contextmanager
-def foreign(answers: Answers) -> Iterator[Foreign]:
+def foreign(answers: Answers, tls: ssl.SSLContext | None = None) -> Iterator[Foreign]:
     """The server, while in the block."""
     with _Server(("127.0.0.1", 0), _Handler) as server:
-        server.answers, server.requests, server.lock = answers, [], threading.Lock()
+        server.answers, server.requests, server.lock, server.tls = answers, [], threading.Lock(), tls
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         try:
-            yield Foreign(f"http://127.0.0.1:{server.server_address[1]}/encode", server.requests)
+            scheme = "https" if tls else "http"
+            yield Foreign(f"{scheme}://127.0.0.1:{server.server_address[1]}/encode", server.requests)
         finally:
             server.shutdown()
             thread.join()

@@ -66,3 +66,30 @@ def test_nothing_answered_is_told_as_nothing() -> None:
     found = figures_of([load], FILES, closed=True, counted=False)
     assert found["latency_ms"]["p50"] is found["corrected_ms"]["p50"] is None
     assert found["achieved"]["images_per_s"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("lag", "cpu_s", "told"),
+    [
+        ([0.001] * 99, 0.5, []),
+        ([0.001] * 90 + [0.3] * 10, 0.5, ["the generator was late by 300 ms (p99)"]),
+        ([0.001] * 99, 1.9, ["a generator took 95% of a core"]),
+    ],
+)
+def test_a_generator_that_is_itself_the_limit_says_so(lag: list[float], cpu_s: float, told: list[str]) -> None:
+    load = Load(Records(), start=10.0, end=12.0, lag=lag, cpu_s=cpu_s)
+    load.records.add(0, 10.5, 10.5, 10.6, 2, Answer("", 8))
+    found = figures_of([load, Load(start=10.0, end=12.0)], FILES, closed=False, counted=False)
+    limits = found["generator"]["limits"]
+    assert len(limits) == len(told)
+    assert all(one.startswith(start) for one, start in zip(limits, told, strict=True))
+
+
+def test_requests_that_wait_for_a_connection_in_the_generator_are_told() -> None:
+    load = Load(Records(), start=10.0, end=12.0)
+    for begun, ended in ((10.0, 11.0), (10.5, 11.5), (10.9, 11.2), (11.5, 11.6)):
+        load.records.add(0, begun, begun, ended, 2, Answer("", 8))
+    for connections, told in ((None, 0), (3, 0), (2, 1)):
+        generator = figures_of([load], FILES, closed=False, counted=False, connections=connections)["generator"]
+        assert generator["under_way"] == 3
+        assert len(generator["limits"]) == told

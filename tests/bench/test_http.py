@@ -112,7 +112,22 @@ def test_rejects_are_told_with_their_hint_and_errors_with_their_code() -> None:
     [
         ([b"SSH-2.0-x\r\n\r\n"], "broken reply: the answer begins with 'SSH-2.0-x'"),
         ([b"HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\n"], "broken reply: an answer has content-length '-5'"),
-        ([b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n"], "broken reply: "),
+        (
+            [b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n"],
+            "broken reply: a chunk of an answer begins with",
+        ),
+        (
+            [b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-6\r\n", b"x" * 99],
+            "broken reply: a chunk of an answer",
+        ),
+        (
+            [b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n7fffffff\r\n"],
+            "broken reply: an answer is over 1073741824",
+        ),
+        (
+            [b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1;" + b"x" * 2000],
+            "broken reply: a chunk of an answer has no",
+        ),
         ([b"HTTP/1.1 200 OK\r\nX: " + b"x" * 70_000], "broken reply: the head of an answer is over 65536 bytes"),
     ],
 )

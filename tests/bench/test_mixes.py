@@ -83,3 +83,28 @@ def test_uniform_has_no_sizes_to_take_one_at_a_time() -> None:
 def test_a_scale_that_makes_no_sense_is_refused(factor: float) -> None:
     with pytest.raises(InvalidInput, match="scale"):
         mix_of("thumbnails").scaled(factor)
+
+
+def test_a_histogram_may_be_named_like_a_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("512x512.txt").write_text("64x64 1\n")
+    Path("512x512").write_text("64x64 1\n")
+    assert mix_of("512x512.txt").sizes == ((64, 64),)
+    assert mix_of("512x512").sizes == ((512, 512),)
+
+
+@pytest.mark.parametrize("text", ["x" * 5000, "a\0b", ""])
+def test_a_name_that_no_file_can_have_is_no_mix(text: str) -> None:
+    with pytest.raises(InvalidInput, match="is none of photos") as told:
+        mix_of(text)
+    assert len(str(told.value)) < 300
+
+
+def test_a_histogram_without_sizes_or_of_too_many_bytes_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "sizes.txt"
+    path.write_text("# nothing\n\n")
+    with pytest.raises(InvalidInput, match="holds no size"):
+        mix_of(str(path))
+    path.write_bytes(b"#" * (2**20 + 1))
+    with pytest.raises(InvalidInput, match="the limit for a histogram is 1048576"):
+        mix_of(str(path))

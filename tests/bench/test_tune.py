@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from viq import ViQ
+from viq_serving.bench.arrivals import Closed, Poisson
+from viq_serving.bench.load import Span
+from viq_serving.bench.mixes import mix_of
+from viq_serving.bench.pictures import pictures_of
 from viq_serving.cli.main import main
+from viq_serving.settings import Settings
 from viq_serving.tune.advice import Advice
 from viq_serving.tune.forms import written
-from viq_serving.tune.measurement import Setting
+from viq_serving.tune.measurement import Measurement, Setting, TuningFailed
 
 
 def run_of(rate: float) -> dict[str, Any]:
@@ -65,7 +72,7 @@ def test_advice_is_read_by_systemd_and_kubernetes(advice: Advice) -> None:
 
 
 def test_a_quick_round_measures_this_machine(
-    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.delenv("VIQ_WEIGHTS_ROOT", raising=False)
     arguments = [
@@ -80,9 +87,13 @@ def test_a_quick_round_measures_this_machine(
         "--replicas",
         "1",
         "--json",
+        "-o",
+        str(tmp_path / "found.json"),
     ]
     assert main(arguments) == 0
-    found = json.loads(capfd.readouterr().out)
+    shown = capfd.readouterr().out
+    assert [path.read_text() for path in tmp_path.iterdir()] == [shown]
+    found = json.loads(shown)
     assert found["model"]["size"] == "nano"
     assert found["settings"]["VIQ_MAX_BATCH_PATCHES"] in ("64", "128")
     assert list(found["measured"]["budgets"]) == ["64", "128"]
@@ -102,3 +113,36 @@ def test_a_quick_round_measures_this_machine(
 def test_what_cannot_be_meant_is_told(arguments: list[str], said: str, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["tune", *arguments]) == 2
     assert said in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(("budget", "rate"), [(1, 1e-6), (512, 50.0), (2**40, 1e9)])
+def test_the_service_takes_what_is_advised(
+    advice: Advice, budget: int, rate: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    advice.budgets, advice.setting, advice.loads = {budget: [run_of(rate)]}, Setting(budget, 2), {0.9: run_of(rate)}
+    for line in written(advice, "env").splitlines():
+        if not line.startswith("#"):
+            monkeypatch.setenv(*line.split("="))
+    settings = Settings.load({})
+    assert (settings.max_batch_patches, settings.replicas) == (budget, 2)
+    assert settings.max_queue_patches == advice.queue_patches
+
+
+def test_a_slow_machine_is_measured_for_longer_and_one_that_is_too_slow_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("VIQ_WEIGHTS_ROOT", raising=False)
+    model, files = ViQ.from_pretrained(device="cpu"), pictures_of(mix_of("32x32"), 2, 0)
+    short = Measurement(model, files, Span(0.0, 0.05), 0, 1)
+    assert short.run(Setting(64), Poisson(20.0))["seconds"] == 0.4  # 20 arrivals, but no more than 8 times as long
+    hopeless = Measurement(model, files, Span(0.0, 1e-6), 0, 1)
+    with pytest.raises(TuningFailed, match="--duration"):
+        hopeless.run(Setting(64), Closed(1))
+
+
+def test_where_advice_cannot_be_written_is_told_before_anything_is_measured(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for place in (tmp_path, tmp_path / "no" / "viq.env"):
+        assert main(["tune", "--quick", "-o", str(place)]) == 2
+        assert "expected a file in a folder that is there" in capfd.readouterr().err

@@ -17,7 +17,7 @@ import trustme
 from PIL import Image
 
 from viq import Codes, ViQ
-from viq.errors import FingerprintMismatch, InvalidInput, TooLarge, UnknownModel
+from viq.errors import FingerprintMismatch, InvalidInput, TooLarge, UnknownModel, ViQError
 from viq_serving.client import AsyncClient, Client, ServerError, Tls
 from viq_serving.client.targets import targets_of
 
@@ -46,6 +46,12 @@ def test_all_three_methods_give_what_the_library_gives(client: Client, model: Vi
     (half,) = client.embed(expected, dtype="float16")
     np.testing.assert_array_equal(half, features[0].astype(np.float16))
     np.testing.assert_array_equal(client.decode(expected)[0], model.decode(expected)[0])
+    for key, each in client.embed_each([("a", expected[0]), ("b", png(1))]):
+        assert not isinstance(each, ViQError), key
+        np.testing.assert_array_equal(each, features[0])
+    ((key, picture),) = client.decode_each([("c", expected[0])])
+    assert (key, isinstance(picture, np.ndarray)) == ("c", True)
+    np.testing.assert_array_equal(picture, model.decode(expected)[0])
     assert client.models()[0]["fingerprint"] == model.fingerprint
     assert client.plan([(35, 20)])[0]["grid"] == [2, 3]
 
@@ -169,7 +175,7 @@ def test_the_client_for_event_loops_does_the_same(servers: list[Any], model: ViQ
 def test_a_name_is_asked_for_all_replicas_behind_it(servers: list[Any], png: Png) -> None:
     port = servers[0].grpc.rpartition(":")[2]
     (target,) = targets_of(f"dns:///localhost:{port}")
-    assert f"ipv4:127.0.0.1:{port}" in asyncio.run(target.replicas())
+    assert f"ipv4:127.0.0.1:{port}" in (asyncio.run(target.replicas()) or [])
     with Client(target.text) as client:  # of IPv6, where that is behind the name, too, nobody answers
         assert [type(one) for one in client.encode([png(i) for i in range(4)])] == [Codes] * 4
 

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 import torch
@@ -170,3 +171,46 @@ def test_errors_are_raised_skipped_or_yielded(servers: list[Any], png: Png) -> N
         list(ServiceDataset(pairs, servers[0].http))
     with pytest.raises(InvalidInput, match="rank"):
         ServiceDataset(pairs, "h:1", rank=2, world_size=2)
+
+
+def test_workers_that_are_not_forked_know_the_rank_of_their_process() -> None:
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    pairs: Callable[[], Any] = partial(list, [(i, b"") for i in range(6)])
+    torch.distributed.init_process_group("fake", rank=1, world_size=3, store=FakeStore())
+    try:
+        sent = pickle.dumps(ServiceDataset(pairs, "h:1"))
+    finally:
+        torch.distributed.destroy_process_group()
+    assert pickle.loads(sent)._place() == (1, 3)  # noqa: S301
+    assert ServiceDataset(pairs, "h:1")._place() == (0, 1)
+    assert pickle.loads(pickle.dumps(ServiceDataset(pairs, "h:1", rank=2, world_size=4)))._place() == (2, 4)  # noqa: S301
+
+
+def test_what_has_no_codes_stands_beside_a_batch_and_a_batch_may_be_empty() -> None:
+    error = InvalidInput("no picture")
+    batch = packed([("a", coded(1)), ("b", error), ("c", coded(2))])
+    assert (batch["keys"], batch["errors"], batch["fields"]) == (["a", "c"], [("b", error)], [{}, {}])
+    assert batch["cu_seqlens"].tolist() == [0, 4, 13]
+    for rows in ([("b", error)], []):
+        empty = packed(rows)
+        assert {name: tuple(empty[name].shape) for name in ("codes", "cu_seqlens", "grid_hw", "image_hw")} == {
+            "codes": (0, 4), "cu_seqlens": (1,), "grid_hw": (0, 2), "image_hw": (0, 2),
+        }  # fmt: skip
+        assert {str(empty[name].dtype) for name in ("codes", "cu_seqlens", "grid_hw")} == {"torch.int32"}
+        assert len(empty["errors"]) == len(rows)
+
+
+def test_a_folder_anywhere_that_fsspec_reaches_is_read(extracted: Path) -> None:
+    memory = fsspec.filesystem("memory")
+    memory.put(str(extracted), "/far/codes", recursive=True)
+    try:
+        with CodesFolder("memory://far/codes") as far, CodesFolder(extracted) as near:
+            assert [far[i] for i in (49, 0, 21)] == [near[i] for i in (49, 0, 21)]
+            assert len(far) == 50
+            with CodesFolder("memory://far/codes", far.shards[:1]) as some:
+                assert len(some) == 20
+        with pytest.raises(InvalidInput, match="not finished"):
+            CodesFolder("memory://far")
+    finally:
+        memory.rm("/far", recursive=True)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ from PIL import Image
 from viq import Codes, ViQ
 from viq_serving.client import CodesFolder
 from viq_serving.extract.errors import OutputMismatch, PlaceError
-from viq_serving.extract.output import Output
+from viq_serving.extract.output import Output, Record
+from viq_serving.extract.places import Disk
 
 VIQ = Path(sys.executable).with_name("viq")
 Extract = Callable[..., dict[str, Any] | None]
@@ -84,25 +86,6 @@ def test_parquet_shards_hold_the_same(extract: Extract, photos: Path, model: ViQ
         made = Codes.from_flat(row["codes"], row["grid"], row["size"], row["image_size"], row["fingerprint"])
         assert made == codes[row["key"]]
     assert rows[0]["fields"] == [("txt", b"the first")]
-
-
-def test_columns_of_parquet_travel_into_both_forms(
-    extract: Extract, samples: Samples, photos: Path, tmp_path: Path
-) -> None:
-    import pyarrow as pa
-
-    images = [(photos / f"d{i % 3}" / f"{i:03d}.png").read_bytes() for i in range(4)]
-    table = pa.table({"key": ["a", "a", "b", "c"], "image": images, "label": [1, 2, 3, 4], "mask": [b"m"] * 4})
-    pq.write_table(table, tmp_path / "in.parquet")
-    extract(tmp_path / "in.parquet", tmp_path / "rows", format="parquet")
-    made = pq.read_table(tmp_path / "rows" / "codes-000000.parquet")
-    assert made.column("label").to_pylist() == [1, 2, 3, 4]
-    assert made.schema.field("label").type == "int64"
-    extract(tmp_path / "in.parquet", tmp_path / "tars")
-    found = samples(tmp_path / "tars" / "codes-000000.tar")
-    assert [one["__key__"] for one in found] == ["a", "a~2", "b", "c"]  # the key itself is in codes.json
-    assert [json.loads(one["json"]) for one in found] == [{"label": i} for i in (1, 2, 3, 4)]
-    assert found[0]["mask"] == b"m"
 
 
 def test_another_run_changes_nothing(extract: Extract, photos: Path, tmp_path: Path) -> None:
@@ -238,32 +221,46 @@ def test_any_file_system_will_do_for_the_output(extract: Extract, photos: Path, 
         memory.rm("/made", recursive=True)
 
 
-def test_verify_proves_a_good_output_and_finds_what_is_wrong(viq: Run, photos: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    viq("extract", photos, "-o", out, "--shard-items", 10)
-    code, said, _ = viq("extract", "verify", out)
-    assert code == 0
-    assert "3 shards read, 21 images in them, 23 encoded again" in said
+def test_shards_after_a_gap_of_a_source_that_became_shorter_are_noticed(
+    extract: Extract, photos: Path, tmp_path: Path
+) -> None:
+    assert extract(photos, tmp_path / "out", shard_items=4, part=(1, 4)) is None  # shards 1 and 5
+    for path in [*(photos / "d1").iterdir(), *(photos / "d2").iterdir()]:
+        path.unlink()
+    (tmp_path / "out" / "codes-000001.json").unlink()
+    with pytest.raises(OutputMismatch, match=r"codes-000005\.tar"):
+        extract(photos, tmp_path / "out", shard_items=4)
 
-    (photos / "d0" / "000.png").write_bytes((photos / "d0" / "003.png").read_bytes())
-    code, said, _ = viq("extract", "verify", out, photos)
-    assert code == 1
-    assert "d0/000.png: is of" in said
 
-    shard = out / "codes-000001.tar"
-    data = bytearray(shard.read_bytes())
-    data[1500] ^= 1
-    shard.write_bytes(data)
-    code, said, _ = viq("extract", "verify", out)
-    assert code == 1
-    assert "codes-000001.tar: its checksum is" in said
-    assert "IS NOT WHAT IT SAYS" in said
+def test_of_two_runs_that_begin_at_once_one_is_refused(extract: Extract, photos: Path, tmp_path: Path) -> None:
+    extract(photos, tmp_path / "whole")
+    run = Output(str(tmp_path / "whole")).begun()
+    assert run is not None
+    other = replace(run, fingerprint="f" * 16)
+    disk, local = Disk(), [tmp_path / name for name in ("first", "second")]
+    for path in local:
+        path.write_text(path.name)
+    assert [disk.put_first(path, str(tmp_path / "put")) for path in local] == [True, False]
+    assert (tmp_path / "put").read_text() == "first"
+    memory = fsspec.filesystem("memory")
+    try:
+        one = Output("memory://two/out")
+        with one.opened():
+            one.begin(run)
+            memory.pipe_file("/two/out/extract.json", json.dumps(asdict(other)).encode())  # who looked as early
+            one.new("codes-000000.tar").write_bytes(b"a shard")
+            with pytest.raises(OutputMismatch, match="begun with fingerprint 'ffff"):
+                one.finish(Record("codes-000000.tar"))
+        assert [Path(name).name for name in memory.ls("/two/out", detail=False)] == ["extract.json"]
+    finally:
+        memory.rm("/two", recursive=True)
 
 
 def test_what_cannot_be_meant_is_told_at_once(viq: Run, photos: Path, tmp_path: Path) -> None:
     for arguments, code, reason in (
         ([photos], 2, "-o OUT is needed"),
         ([photos, "a.tar", "-o", tmp_path], 2, "several kinds"),
+        ([f"{tmp_path}/*.tar", "-o", f"{tmp_path}/"], 2, "codes-000000.tar for a source: write to another folder"),
         ([tmp_path / "absent.tar", "-o", tmp_path], 3, "no such file"),
         (["verify", tmp_path / "absent"], 3, "holds nothing"),
         ([photos, "-o", tmp_path, "--part", "2/2"], 2, "no part"),

@@ -65,5 +65,11 @@ def test_another_gate_is_another_output(viq: Run, pictures: Path, tmp_path: Path
 def test_a_gate_that_makes_no_sense_is_refused(viq: Run, pictures: Path, tmp_path: Path) -> None:
     for wrong in ("-3", "0", "nan", "many", "1e9"):
         assert viq("extract", pictures, "-o", tmp_path / "out", "--min-psnr", wrong)[0] == 2
-    code, _, err = viq("extract", pictures, "-o", tmp_path / "out", "--min-psnr", 15, "--server", "http://127.0.0.1:9")
-    assert (code, "decodes here" in err) == (2, True)
+
+
+def test_one_command_encodes_only_what_is_worth_it(viq: Run, pictures: Path, tmp_path: Path) -> None:
+    given = [pictures / name for name in ("even0.png", "noise0.png", "even1.png")]
+    code, _, err = viq("encode", *given, "-o", tmp_path / "out", "--min-psnr", 15)
+    assert (code, "noise0.png: what its codes give back has" in err) == (1, True)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["even0.npz", "even1.npz"]
+    assert viq("encode", *given, "-o", tmp_path / "out", "--min-psnr", "nan")[0] == 2

@@ -17,8 +17,9 @@ import pytest
 from PIL import Image
 
 from viq.errors import InvalidInput, TooLarge
+from viq_serving.extract import parquet_source
 from viq_serving.extract.errors import PlaceError
-from viq_serving.extract.sources import Item, Pictures, Reading, Source, source_of
+from viq_serving.extract.sources import Item, Pictures, Reading, Source, names_file, source_of
 
 Samples = Callable[..., list[dict[str, Any]]]
 
@@ -69,12 +70,42 @@ def test_files_beside_a_picture_travel_along_where_they_are(photos: Path) -> Non
     assert (first.fields["txt"](), second.fields["txt"]()) == (b"the first", None)
 
 
+def test_a_name_that_looks_like_a_pattern_and_is_there_is_that_name(tmp_path: Path) -> None:
+    folder = tmp_path / "[2020] trip"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(png(0))
+    (tmp_path / "2.png").write_bytes(png(1))
+    tar_of(tmp_path / "set[1].tar", [("b.png", png(2))])
+    assert keys(source_of([str(folder)], Reading())) == ["a.png"]
+    assert keys(source_of([str(folder / "a.png")], Reading())) == ["a.png"]
+    assert keys(source_of([f"{tmp_path}/[12].png"], Reading())) == ["2.png"]
+    assert keys(source_of([str(tmp_path / "set[1].tar")], Reading())) == ["b"]
+
+
+def test_patterns_that_stand_for_a_file_to_come_are_known(tmp_path: Path) -> None:
+    out = f"{tmp_path}/out"
+    for pattern, name, there in (
+        (f"{out}/*.tar", f"{out}/codes-000000.tar", True),
+        (f"{out}/*.tar", f"{out}/codes-000000.parquet", False),
+        (f"{tmp_path}/**/*.tar", f"{out}/codes-000000.tar", True),
+        (f"{tmp_path}/*.tar", f"{out}/codes-000000.tar", False),
+        (f"{out}/train-*.tar", f"{out}/codes-000000.tar", False),
+        (f"{out}/{{train,codes}}-*.tar", f"{out}/codes-000000.tar", True),
+        (f"{out}/codes-000000.tar", f"{out}/codes-000000.tar", False),
+        ("s3://a/b/*.tar", "s3://a/b/codes-000000.tar", True),
+        ("s3://a/b/*.tar", "gs://a/b/codes-000000.tar", False),
+        ("/**/*.tar", f"{out}/codes-000000.tar", True),
+    ):
+        assert names_file([pattern], name) is there, pattern
+
+
 def test_a_folder_that_is_not_there_ends_it(tmp_path: Path) -> None:
     for name in ("absent", "absent.png"):
         with pytest.raises(PlaceError, match="no such file"):
             items(tmp_path / name)
-    with pytest.raises(PlaceError, match="No such file"):
-        items(tmp_path / "absent" / "*.png")
+    for suffix in ("png", "tar", "parquet"):
+        with pytest.raises(PlaceError, match="No such file"):
+            items(tmp_path / "absent" / f"*.{suffix}")
     with pytest.raises(PlaceError, match="no such file"):
         items(tmp_path / "absent.tar")
 
@@ -127,6 +158,19 @@ def test_a_damaged_tar_gives_the_same_items_read_or_passed_over_and_says_what_is
             assert item.content() == png(int(item.key))
 
 
+def test_headers_that_claim_too_much_are_damage_and_nothing_is_read_for_them(tmp_path: Path) -> None:
+    first = tar_of(tmp_path / "a.tar", [("0.png", png(0))]).read_bytes()[: 512 * (1 + -(-len(png(0)) // 512))]
+    for kind, size in ((tarfile.XHDTYPE, 2**33), (tarfile.GNUTYPE_LONGNAME, 2**40), (tarfile.REGTYPE, 2**80)):
+        header = tarfile.TarInfo("1.png")
+        header.size, header.type = size, kind
+        (tmp_path / "a.tar").write_bytes(first + header.tobuf(tarfile.GNU_FORMAT) + bytes(10_240))
+        found = items(tmp_path / "a.tar")
+        assert [item.key for item in found] == ["0", "a.tar"]
+        assert found[0].content() == png(0)
+        with pytest.raises(InvalidInput, match=f"damaged.*{size} bytes"):
+            found[1].content()
+
+
 def test_compressed_tars_and_other_file_systems_give_the_same(tmp_path: Path) -> None:
     data = tar_of(tmp_path / "a.tar", [(f"{i}.png", png(i)) for i in range(3)]).read_bytes()
     (tmp_path / "a.tar.gz").write_bytes(gzip.compress(data))
@@ -157,6 +201,22 @@ def test_rows_of_parquet_come_with_their_columns(tmp_path: Path) -> None:
     assert len(items(tmp_path / "*.parquet", fields=["text"])) == 6
     with pytest.raises(InvalidInput, match="no column colour"):
         items(tmp_path / "a.parquet", fields=["colour"])
+
+
+def test_few_rows_are_held_where_they_are_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parquet_source, "_ROWS_BYTES", 10_000)
+    noise = np.random.default_rng(0).integers(0, 256, (50, 4000), np.uint8)
+    pq.write_table(pa.table({"image": [row.tobytes() for row in noise]}), tmp_path / "a.parquet", compression="none")
+    sizes, batches = list[int](), pq.ParquetFile.iter_batches
+
+    def counted(file: Any, *arguments: Any, **named: Any) -> Any:
+        for batch in batches(file, *arguments, **named):
+            sizes.append(len(batch))
+            yield batch
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", counted)
+    assert [item.content() for item in items(tmp_path / "a.parquet")] == [row.tobytes() for row in noise]
+    assert max(sizes) == 2
 
 
 def test_images_of_the_datasets_library_are_found_and_rows_without_keys_are_numbered(tmp_path: Path) -> None:

@@ -90,9 +90,36 @@ def test_the_table_says_of_every_row_whether_codes_are_equal_and_what_was_not_an
             "other": {"512x512": {"1": result("b", 5.0, errors=3)}},
         },
     }  # fmt: skip
+    results["failed"] = {"Triton": {"512x512": "not ready: no | such\nfile", "other mix": "x"}}
     path = tmp_path / "results.json"
     path.write_text(json.dumps(results))
     table = run("import table; table.main()", str(path))
     rows = {line.split("|")[1].strip(): line for line in table.splitlines() if line.startswith("| ")}
     assert "| 11.00 | 1.10 | 100, 200 | 100, 200 | 0 | yes | 1024 |" in rows["mosec"]
     assert "| 5.00 | 0.50 | 100, 200 | 100, 200 | 6 | **no** | 1024 |" in rows["other"]
+    assert rows["Triton"].startswith("| Triton | failed: not ready: no / such file |")
+    assert rows["Triton"].count("|") == rows["other"].count("|")
+
+
+FAILS = """
+import pathlib, sys
+from types import SimpleNamespace
+import measure
+from rows import ROWS
+results = measure.Results(pathlib.Path(sys.argv[1]), measure.Load(), "")
+quick = SimpleNamespace(ms=lambda: 1.0)
+one = measure.Run(results, measure.Load(), {}, quick, pathlib.Path("."), "", "", 1e12)
+def broken():
+    raise RuntimeError("no such server")
+row = ROWS["mosec"]
+one._keep(row, "512x512", 1, broken)
+print(measure.json.loads(pathlib.Path(sys.argv[1]).read_text())["failed"])
+one._keep(row, "512x512", 1, lambda: {"closed": {"images_per_s": 1.0, "latency_ms": {"p50": 1.0, "p99": 1.0}}})
+print(measure.json.loads(pathlib.Path(sys.argv[1]).read_text())["failed"])
+"""
+
+
+def test_a_row_that_fails_is_in_the_results_until_it_does_not(tmp_path: Path) -> None:
+    shown = run(FAILS, str(tmp_path / "results.json")).splitlines()
+    assert shown[0] == "{'mosec': {'512x512': 'RuntimeError: no such server'}}"
+    assert shown[-1] == "{'mosec': {}}"

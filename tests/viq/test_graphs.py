@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from viq.attention import attention, by_size
+from viq.attention import _DENSE_WIDTH, _cudnn, _flash, _varlen, attention, by_size
 from viq.encoder import Encoder, EncoderShape
 from viq.errors import InvalidInput
 from viq.graphs import BUDGETS, SLOTS, Graphs, check_experiments
@@ -42,7 +42,7 @@ def test_packs_of_every_kind_have_the_eager_codes_though_they_share_buffers(enco
         recorded.append(1)
         return again(run)
 
-    graphs = Graphs(encoder, record)
+    graphs = Graphs(encoder, 128, record)
     packs = ([(16, 16)], [(1, 1)], [(3, 5), (7, 7), (1, 9)], [(2, 2)] * SLOTS, [(15, 17)], [(20, 20), (1, 1)], [(4, 4)])
     for seed, grids in enumerate(packs):
         packing = Packing.of(grids, 128)
@@ -55,7 +55,7 @@ def test_packs_of_every_kind_have_the_eager_codes_though_they_share_buffers(enco
 
 @torch.inference_mode()
 def test_packs_too_large_for_a_graph_are_left_to_the_eager_network(encoder: Encoder) -> None:
-    graphs = Graphs(encoder, again)
+    graphs = Graphs(encoder, 128, again)
     for grids in ([(BUDGETS[-1] + 1, 1)], [(1, 1)] * (SLOTS + 1)):
         packing = Packing.of(grids, 128)
         assert graphs.codes(torch.zeros(packing.rows, 768), packing) is None
@@ -87,6 +87,17 @@ def test_images_are_attended_by_their_own_size_whatever_lies_beside_them() -> No
         assert torch.equal(out[: packing.patches], whole[: packing.patches])
 
 
+@pytest.mark.parametrize("width", [96, 256])
+def test_the_operators_of_cuda_take_what_they_are_given_by_this_version_of_torch(width: int) -> None:
+    """Nothing is computed on the meta device: arguments are matched, and shapes and types follow."""
+    rows, heads = 40, 4
+    packed = torch.empty(rows, 3, heads, width, dtype=torch.bfloat16, device="meta")
+    q, k, v = packed.unbind(1)
+    where = Ends(torch.empty(4, dtype=torch.int32, device="meta"), torch.tensor([rows]))
+    found = [_varlen(q, k, v, where), _flash(q, k, v, *where), *([_cudnn(q, k, v)] if width <= _DENSE_WIDTH else [])]
+    assert all((one.shape, one.dtype) == (q.shape, q.dtype) for one in found)
+
+
 @pytest.mark.parametrize(
     ("device", "head", "graphs", "from_", "told"),
     [
@@ -100,5 +111,26 @@ def test_experiments_that_mean_nothing_or_would_move_codes_are_refused(
     device: str, head: str, graphs: bool, from_: int, told: str
 ) -> None:
     with pytest.raises(InvalidInput, match=told):
-        check_experiments(torch.device(device), head, ("encoder",), graphs, from_)
-    check_experiments(torch.device("cuda"), "eager", ("encoder",), True, 2049)
+        check_experiments(torch.device(device), torch.bfloat16, head, ("encoder",), graphs, from_)
+    check_experiments(torch.device("cuda"), torch.bfloat16, "eager", ("encoder",), True, 2049)
+
+
+@pytest.mark.parametrize(("graphs", "from_"), [(True, 0), (False, 4096)])
+def test_experiments_are_not_for_float32_whose_attention_is_image_by_image(graphs: bool, from_: int) -> None:
+    with pytest.raises(InvalidInput, match="for 16 bits, not for float32"):
+        check_experiments(torch.device("cuda"), torch.float32, "eager", ("encoder",), graphs, from_)
+
+
+@torch.inference_mode()
+def test_no_graph_has_a_number_of_rows_whose_products_may_have_other_bits(encoder: Encoder) -> None:
+    for multiple, patches, expected in ((128, 300, 384), (256, 300, 512), (512, 300, 512), (512, 1025, 1536)):
+        rows: list[int] = []
+
+        def record(run: Callable[[], Tensor], rows: list[int] = rows) -> tuple[Callable[[], None], Tensor]:
+            replay, out = again(run)
+            rows.append(out.shape[0] // 4)
+            return replay, out
+
+        packing = Packing.of([(1, patches)], multiple)
+        assert Graphs(encoder, multiple, record).codes(torch.zeros(packing.rows, 768), packing) is not None
+        assert rows == [expected]

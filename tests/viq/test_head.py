@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from viq import Codes, ViQ
-from viq.head import HeadGraph
+from viq.head import HeadGraph, HeadwiseBlock
 from viq.packing import Packing
 from viq.random_weights import Layout, encoder_state
 from viq.torch_warnings import quiet_about_torch
@@ -184,3 +184,19 @@ def test_only_torchs_own_warnings_are_kept_quiet() -> None:
             warnings.warn("`torch.jit.load` is deprecated. Please switch to `torch.export`.", DeprecationWarning, 1)
             warnings.warn("ours", DeprecationWarning, 1)
     assert [str(one.message) for one in told] == ["ours"]
+
+
+def test_the_eager_head_computes_nothing_in_the_place_of_the_one_that_was_chosen(
+    eager: ViQ, backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ["torchscript", "onnx", *(COMPILED if not needs_compiler.args[0] else ())]
+    expected = {name: backend(name).encode(IMAGES) for name in names}
+
+    def computed(*given: object) -> None:
+        raise AssertionError("the eager head computes")
+
+    monkeypatch.setattr(HeadwiseBlock, "forward", computed)
+    with pytest.raises(AssertionError, match="the eager head computes"):
+        eager.encode(IMAGES)
+    for name in names:
+        assert backend(name).encode(IMAGES) == expected[name]

@@ -11,7 +11,7 @@ import torch
 
 from viq import ViQ
 from viq.errors import InvalidInput, WeightsError
-from viq.head_file import ENTRY, read_facts
+from viq.head_file import ENTRY, check_whole, read_facts
 from viq.random_weights import Layout, encoder_state
 from viq_serving.cli.main import main
 
@@ -193,5 +193,48 @@ def test_the_service_takes_of_several_heads_the_one_for_its_weights(file: Path, 
     nano.build_head("torchscript", tmp_path / "nano.pt")
     settings = Settings.load({"device": "cpu", "head": "torchscript", "head_file": f"{file},{tmp_path / 'nano.pt'}"})
     (model,) = _models(settings)
+    assert isinstance(model, ViQ)
     assert (model.head, model.invariant) == ("torchscript", True)
     assert model.fingerprint != nano.fingerprint
+
+
+def test_a_head_with_one_bit_changed_in_its_weights_is_refused(
+    roots: tuple[Path, Path], file: Path, tmp_path: Path
+) -> None:
+    path, weights = tmp_path / "head.pt", loaded(roots[0]).encoder.mix.fc1.weight.numpy().tobytes()
+    path.write_bytes(_with_a_bit_changed(file.read_bytes(), weights))
+    with pytest.raises(WeightsError, match=f"{path}: damaged"):
+        loaded(roots[0], "torchscript", path)
+
+
+def test_onnx_with_one_bit_changed_or_without_a_checksum_is_refused(tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    from viq.head_onnx import seal
+
+    weights, path = bytes(range(64)) * 4, tmp_path / "head.onnx"
+    held = onnx.helper.make_tensor("weights", onnx.TensorProto.UINT8, [len(weights)], weights, raw=True)
+    graph = onnx.helper.make_graph([], "head", [], [], [held])
+    onnx.save_model(onnx.helper.make_model(graph), str(path))
+    with pytest.raises(WeightsError, match="damaged"):
+        check_whole(path)
+    seal(path)
+    check_whole(path)
+    path.write_bytes(_with_a_bit_changed(path.read_bytes(), weights))
+    with pytest.raises(WeightsError, match="damaged"):
+        check_whole(path)
+
+
+def _with_a_bit_changed(data: bytes, weights: bytes) -> bytes:
+    changed_ = bytearray(data)
+    changed_[data.index(weights) + len(weights) // 2] ^= 1
+    return bytes(changed_)
+
+
+@pytest.mark.parametrize(
+    ("fact", "value"), [("format", []), ("family", {}), ("torch", None), ("width", "32"), ("cpu", 1)]
+)
+def test_facts_of_another_type_are_refused(
+    roots: tuple[Path, Path], file: Path, tmp_path: Path, fact: str, value: object
+) -> None:
+    with pytest.raises(WeightsError, match=f"says {fact} "):
+        loaded(roots[0], "torchscript", changed(file, tmp_path / "head.pt", **{fact: value}))

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import viq.layers
+import viq.row_probe
 from viq.layers import Linear
 from viq.linear import linear
 from viq.row_probe import FIRST, row_multiple
@@ -48,3 +49,15 @@ def test_a_library_that_never_settles_is_warned_of(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(viq.layers, "linear", another_kernel_below(512))
     with pytest.warns(UserWarning, match="codes may depend on the batch"):
         assert row_multiple(network()) == 512
+
+
+def test_a_kernel_of_one_number_of_rows_is_met_where_all_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    usual = row_multiple(network())
+
+    def product(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return another_kernel_below(3 * usual + 1 if x.shape[0] == 3 * usual else 0)(x, weight, bias)
+
+    monkeypatch.setattr(viq.layers, "linear", product)
+    assert row_multiple(network()) == usual  # once, twice and five times that are tried on a CPU
+    monkeypatch.setitem(viq.row_probe._EACH, "cpu", 16)
+    assert row_multiple(network()) == 2 * usual

@@ -15,6 +15,7 @@ Colour = tuple[int, int, int]
 
 WIDTH, HEIGHT = 720, 400
 _LEFT, _RIGHT, _TOP, _BOTTOM = 74, 24, 66, 52
+_LEGEND_ROWS, _NOTE = 2, 70
 _TWICE = 2  # drawn twice as large and made smaller, so that lines are smooth
 _GREY, _LIGHT, _INK = (120, 120, 120), (228, 228, 228), (30, 30, 34)
 # Colours that are told apart also without red and green: Okabe and Ito, "Color universal design", 2008.
@@ -35,7 +36,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Chart:
-    """Curves over one axis; `log_x` and `log_y`: by powers of ten, for values above 0 alone."""
+    """Curves over one axis; `log_x` and `log_y`: by powers of ten, for values above 0 alone; `note` stands below."""
 
     title: str
     x: str
@@ -43,6 +44,7 @@ class Chart:
     curves: Sequence[Curve]
     log_x: bool = False
     log_y: bool = False
+    note: str = ""
 
 
 def draw(charts: Sequence[Chart], path: Path) -> None:
@@ -70,6 +72,7 @@ def _drawn(chart: Chart) -> Image.Image:
     _text(pen, (12, 10), chart.title, _INK, "lt", size=15)
     _text(pen, (_LEFT - 8, _TOP - 10), chart.y, _GREY, "lb")
     _text(pen, (WIDTH - _RIGHT, HEIGHT - 10), chart.x, _GREY, "rb")
+    _text(pen, (12, HEIGHT - 10), _shortened(chart.note), _INK, "lb")
     for curve in chart.curves:
         colour = _COLOURS[curve.colour % len(_COLOURS)]
         places = [(x(point[0]), y(point[1])) for point in curve.points]
@@ -81,14 +84,37 @@ def _drawn(chart: Chart) -> Image.Image:
 
 
 def _legend(pen: ImageDraw.ImageDraw, curves: Sequence[Curve]) -> None:
-    left = float(WIDTH - _RIGHT)
-    for curve in reversed(curves):
-        left -= pen.textlength(curve.name, font=_font(12)) / _TWICE
-        _text(pen, (left, 36), curve.name, _INK, "lm")
-        left -= 28
-        colour = _COLOURS[curve.colour % len(_COLOURS)]
-        (_dashes if curve.dashed else _line)(pen, [(left, 36), (left + 22, 36)], colour, 2)
-        left -= 16
+    """The names at the right, in as many lines as they take; of more than two those of dashed curves are left out."""
+    rows = _rows(pen, curves)
+    if len(rows) > _LEGEND_ROWS:
+        rows = _rows(pen, [curve for curve in curves if not curve.dashed])
+    for number, row in enumerate(rows[:_LEGEND_ROWS]):
+        left, y = float(WIDTH - _RIGHT), 35 + 16 * number
+        for curve in reversed(row):
+            left -= _width(pen, curve)
+            _text(pen, (left + 28, y), curve.name, _INK, "lm")
+            colour = _COLOURS[curve.colour % len(_COLOURS)]
+            (_dashes if curve.dashed else _line)(pen, [(left, y), (left + 22, y)], colour, 2)
+            left -= 16
+
+
+def _rows(pen: ImageDraw.ImageDraw, curves: Sequence[Curve]) -> list[list[Curve]]:
+    """The curves in lines as wide as the chart."""
+    rows, room = list[list[Curve]](), 0.0
+    for curve in curves:
+        if not rows or room < _width(pen, curve):
+            rows, room = [*rows, []], float(WIDTH - _RIGHT - 12)
+        rows[-1].append(curve)
+        room -= _width(pen, curve) + 16
+    return rows
+
+
+def _width(pen: ImageDraw.ImageDraw, curve: Curve) -> float:
+    return 28 + pen.textlength(curve.name, font=_font(12)) / _TWICE
+
+
+def _shortened(note: str) -> str:
+    return note if len(note) <= _NOTE else f"{note[: _NOTE - 1]}…"
 
 
 def _axis(
@@ -100,13 +126,13 @@ def _axis(
         step = _step(max(known) or 1.0)
         most = step * math.ceil(max(known) / step - 1e-9) or step
         ticks = [step * index for index in range(round(most / step) + 1)]
-        return lambda value: begin + (end - begin) * min(value, most) / most, ticks
-    marks = [factor * 10.0**power for power in range(-6, 12) for factor in (1, 2, 5)]
-    low = max(mark for mark in marks if mark <= min(known) * 1.0001)
+        return lambda value: begin + (end - begin) * min(max(value, 0.0), most) / most, ticks
+    marks = [factor * 10.0**power for power in range(-6, 16) for factor in (1, 2, 5)]
+    low = max((mark for mark in marks[:-1] if mark <= min(known) * 1.0001), default=marks[0])
     high = min((mark for mark in marks if mark >= max(known) * 0.9999 and mark > low), default=marks[-1])
     span = math.log(high / low)
     return (
-        lambda value: begin + (end - begin) * math.log(max(value, low) / low) / span,
+        lambda value: begin + (end - begin) * math.log(min(max(value, low), high) / low) / span,
         [mark for mark in marks if low <= mark <= high],
     )
 

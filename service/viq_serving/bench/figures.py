@@ -18,13 +18,18 @@ Values = npt.NDArray[np.float64]
 
 _SHARES = {"p50": 50.0, "p90": 90.0, "p99": 99.0, "p99_9": 99.9}
 _MOST_ADDED = 10_000_000
+_LATE_SHARE, _LATE_MS, _BUSY = 0.1, 2.0, 0.9
+"""When a generator is itself what is measured: late by more than this share of the median latency and this many
+milliseconds, once in a hundred times; or so much of a core."""
 
 
-def figures_of(loads: Sequence[Load], files: Sequence[PictureFile], *, closed: bool, counted: bool) -> dict[str, Any]:
+def figures_of(
+    loads: Sequence[Load], files: Sequence[PictureFile], *, closed: bool, counted: bool, connections: int | None = None
+) -> dict[str, Any]:
     """What the generators of one run measured together.
 
     Requests that were due in the window are counted, with their latencies; rates are of answers that came in it, if
-    `counted` of those requests alone.
+    `counted` of those requests alone. `connections` is how many requests all of them can have under way, if not any.
     """
     start, end = min(one.start for one in loads), max(one.end for one in loads)
     seconds = max(end - start, 1e-9)
@@ -33,28 +38,55 @@ def figures_of(loads: Sequence[Load], files: Sequence[PictureFile], *, closed: b
     done = columns["kind"] == ""
     latencies = 1000 * (columns["ended"] - columns["due"])[inside & done].astype(np.float64)
     came = done & (columns["ended"] >= start) & (columns["ended"] <= end) & (inside if counted else True)
+    usual = percentiles(latencies)
     told: dict[str, Any] = {
         "seconds": round(seconds, 3),
         "requests": int(inside.sum()),
         "answered": int((inside & done).sum()),
         "offered_per_s": round(float(inside.sum()) / seconds, 3),
         "achieved": _achieved(columns, came, files, seconds),
-        "latency_ms": percentiles(latencies),
+        "latency_ms": usual,
     }
     if closed:
         told["corrected_ms"] = percentiles(corrected(latencies))
-    lag = 1000 * np.array([late for one in loads for late in one.lag], np.float64)
+    late = 1000 * np.array([late for one in loads for late in one.lag], np.float64)
+    lag = percentiles(late, {"p50": 50.0, "p99": 99.0})
     spent = [one.cpu_s / max(one.end - one.start, 1e-9) for one in loads]
     return told | {
         "errors": _errors(columns, inside),
         "rejects": _rejects(columns, inside),
         "generator": {
             "processes": len(loads),
-            "lag_ms": {**percentiles(lag, {"p50": 50.0, "p99": 99.0})},
+            "lag_ms": lag,
+            "under_way": (most := _under_way(columns)),
+            "limits": [*_limits(lag["p99"], usual["p50"], max(spent)), *_waits(most, connections)],
             "cpu_share": round(sum(spent), 3),
             "cpu_ms_per_request": round(1000 * sum(spent) * seconds / max(1, int(inside.sum())), 3),
         },
     }
+
+
+def _limits(late_ms: float | None, usual_ms: float | None, core: float) -> list[str]:
+    """Why these are figures of the generator, too, in words; none if they are not."""
+    told = list[str]()
+    if late_ms is not None and late_ms > max(_LATE_MS, _LATE_SHARE * (usual_ms or 0.0)):
+        told.append(f"the generator was late by {late_ms:.3g} ms (p99), which latencies hold, too")
+    if core > _BUSY:
+        told.append(f"a generator took {core:.0%} of a core: give it --processes")
+    return told
+
+
+def _under_way(columns: dict[str, npt.NDArray[Any]]) -> int:
+    """The most requests that were sent, or waited for a connection, and not answered, at one time."""
+    moments = np.concatenate([columns["begun"], columns["ended"]]).astype(np.float64)
+    steps = np.repeat([1, -1], len(moments) // 2)
+    return int(np.cumsum(steps[np.lexsort((steps, moments))]).max(initial=0))
+
+
+def _waits(most: int, connections: int | None) -> list[str]:
+    if connections is None or most <= connections:
+        return []
+    return [f"{most} requests were under way with {connections} connections: the rest waited in the generator"]
 
 
 def percentiles(values: Values, shares: dict[str, float] = _SHARES) -> dict[str, float | int | None]:

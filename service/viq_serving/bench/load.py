@@ -34,7 +34,8 @@ class Load:
     start: float = 0.0
     end: float = 0.0
     lag: list[float] = field(default_factory=list)
-    """How late the generator was, in seconds: at each request of an open loop, else at the ticks of a clock."""
+    """How late the generator was from `start` on, in seconds: at each request of an open loop, else at the ticks of a
+    clock."""
     cpu_s: float = 0.0
     """Seconds of a processor that the generator itself took from `start` to `end`."""
 
@@ -98,7 +99,8 @@ async def opened(
         early = due - monotonic()
         if early > 0:
             await asyncio.sleep(early)
-        load.lag.append(max(0.0, monotonic() - due))
+        if due >= load.start:
+            load.lag.append(max(0.0, monotonic() - due))
         task = asyncio.create_task(call(next(order), due))
         asked.add(task)
         task.add_done_callback(asked.discard)
@@ -113,7 +115,8 @@ async def _ticks(load: Load) -> None:
     while True:
         due = monotonic() + _TICK_S
         await asyncio.sleep(_TICK_S)
-        load.lag.append(max(0.0, monotonic() - due))
+        if due >= load.start:
+            load.lag.append(max(0.0, monotonic() - due))
 
 
 async def _spent(load: Load) -> None:

@@ -18,7 +18,7 @@ Size = tuple[int, int]
 MAX_SIDE, MAX_PIXELS = 65_500, 50_000_000
 """What a JPEG's side can be; the pixels that a server takes by default."""
 
-_MAX_FILE_BYTES, _MAX_SIZES = 2**20, 10_000
+_MAX_FILE_BYTES, _MAX_SIZES, _SHOWN = 2**20, 10_000, 80
 _ITEM = re.compile(r"([1-9][0-9]{0,4})[xX×]([1-9][0-9]{0,4})(?:\*([0-9]{1,9}(?:\.[0-9]{1,9})?))?")
 _LINE = re.compile(r"([1-9][0-9]{0,4})[xX×]([1-9][0-9]{0,4})[\s,;]+([0-9]{1,18}(?:\.[0-9]{1,9})?)")
 
@@ -88,14 +88,21 @@ def mix_of(text: str) -> Mix:
         return Mix("uniform", sides=_UNIFORM)
     if text in _NAMED:
         return _listed(text, _NAMED[text])
+    path = Path(text)
+    if not all(_ITEM.fullmatch(item.strip()) for item in text.split(",")) and _is_file(path):
+        return _histogram(path)
     if _ITEM.match(text):
         return _listed(text, text)
-    path = Path(text)
-    if not path.is_file():
-        raise InvalidInput(
-            f"mix {text!r} is none of {', '.join(NAMES)}, no list like 512x512,1024x768*3, and no histogram file"
-        )
-    return _histogram(path)
+    raise InvalidInput(
+        f"mix {text[:_SHOWN]!r} is none of {', '.join(NAMES)}, no list like 512x512,1024x768*3, and no histogram file"
+    )
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that no file can have
+        return False
 
 
 def _listed(name: str, text: str) -> Mix:

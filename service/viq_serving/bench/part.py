@@ -21,6 +21,7 @@ from viq_serving.bench.doors.payload import Payload
 from viq_serving.bench.handover import read_payload, write_results
 from viq_serving.bench.load import Load, Span, closed, opened
 from viq_serving.bench.seen import Seen
+from viq_serving.client.targets import Tls
 from viq_serving.event_loop import allow_files, new_loop
 
 READY = "ready"
@@ -53,6 +54,7 @@ class Job:
         held: dict[str, Any] = json.loads(text)
         arrivals = held["arrivals"]
         held["target"]["oip_shape"] = tuple(held["target"]["oip_shape"])
+        held["target"]["tls"] = None if held["target"]["tls"] is None else Tls(**held["target"]["tls"])
         made = {
             "target": Target(**held["target"]),
             "span": Span(**held["span"]),
@@ -65,7 +67,8 @@ async def work(job: Job, payload: Payload, begin: Begin) -> tuple[Load, Seen]:
     """Do a job. Raises `InvalidInput` if its door cannot be opened so."""
     allow_files()  # in an open loop each request may be a connection
     door = door_of(job.door, job.target, payload, job.method)
-    seen = Seen(wanted=job.method == "encode", all_of_them=job.check_all)
+    sizes = None if job.door == "http" else [8 * one.patches for one in payload.files]  # of others nothing is known
+    seen = Seen(wanted=job.method == "encode", all_of_them=job.check_all, sizes=sizes)
     order = cycle(len(payload.files), job.seed, job.part, job.parts)
     await door.open()
     gc.collect()

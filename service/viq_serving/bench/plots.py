@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ def plot(result: Mapping[str, Any], path: Path) -> None:
 
 
 def charts_of(result: Mapping[str, Any]) -> list[Chart]:
-    """The charts; medians over rounds. Runs without any answer are no points."""
+    """The charts; medians over rounds. Runs without any answer are no points, which is said below."""
     runs, name = [run for run in result["runs"] if run["answered"]], _named(result)
+    note = _unanswered(result["runs"])
     rates = [run for run in runs if run["loop"] == "open" and run["size"] is None]
     callers = [run for run in runs if run["loop"] == "closed" and run["size"] is None]
     sizes = [run for run in runs if run["size"] is not None and run["loop"] == "closed"]
@@ -40,7 +42,13 @@ def charts_of(result: Mapping[str, Any]) -> list[Chart]:
         charts.append(Chart(f"Throughput against callers: {name}", "requests in flight", "images/s", curves))
     if len({run["size"] for run in sizes}) > 1:
         charts += _by_size(sizes, name)
-    return charts
+    return [replace(chart, note=note) for chart in charts]
+
+
+def _unanswered(runs: Sequence[Row]) -> str:
+    """Which loads or sizes nothing was answered under."""
+    named = [f"{run['size'] or run['load']} by {run['door']}" for run in runs if not run["answered"]]
+    return f"nothing answered: {', '.join(dict.fromkeys(named))}" if named else ""
 
 
 def _by_size(runs: Sequence[Row], name: str) -> list[Chart]:

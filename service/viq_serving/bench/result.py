@@ -20,7 +20,7 @@ from viq.errors import InvalidInput
 FORMAT = "viq-bench/1"
 
 _PACKAGES = ("grpcio", "numpy", "pillow", "protobuf", "uvloop")
-_KEYS = re.compile(r"(--api-keys[= ])[^\s']+")
+_KEYS = re.compile(r"--api-keys(?=[=\s])")
 _MAX_BYTES = 256 * 2**20
 
 
@@ -53,8 +53,8 @@ def machine() -> dict[str, Any]:
 
 
 def masked(command: Sequence[str]) -> str:
-    """A command line without the keys that it may hold."""
-    return _KEYS.sub(r"\1***", shlex.join(command))
+    """A command line without the keys that it may hold: also those among the flags that are one word of it."""
+    return shlex.join(_masked(command))
 
 
 def save(path: Path, result: Mapping[str, Any]) -> None:
@@ -73,11 +73,34 @@ def load(path: Path) -> dict[str, Any]:
         held = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InvalidInput(f"{path}: {error.strerror or error}") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise InvalidInput(f"{path} is no JSON") from None
     if not isinstance(held, dict) or held.get("format") != FORMAT or not isinstance(held.get("runs"), list):
         raise InvalidInput(f"{path} is no result of viq bench, whose format is {FORMAT}")
     return held
+
+
+def _masked(words: Sequence[str]) -> list[str]:
+    shown = list[str]()
+    for word in words:
+        found = _KEYS.search(word)
+        if shown[-1:] == ["--api-keys"]:
+            shown.append("***")
+        elif found is None:
+            shown.append(word)
+        elif word.startswith("--api-keys=") and len(word.split()) == 1:
+            shown.append("--api-keys=***")
+        else:
+            shown.append(word[: found.start()] + _flags_masked(word[found.start() :]))
+    return shown
+
+
+def _flags_masked(flags: str) -> str:
+    """Flags as a shell reads them, from `--api-keys` on; nothing of what cannot be read so."""
+    try:
+        return shlex.join(_masked(shlex.split(flags)))
+    except ValueError:
+        return "--api-keys ***"
 
 
 def _versions() -> dict[str, str]:

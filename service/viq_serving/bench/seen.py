@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from viq_serving.bench.doors.door import Answer, Door
 
+_LONGEST = 200
+
 
 class Seen:
-    """The first codes of each picture, as their SHA-256; of every answer if `all_of_them`."""
+    """The first codes of each picture, as their SHA-256; of every answer if `all_of_them`.
 
-    def __init__(self, *, wanted: bool, all_of_them: bool = False) -> None:
+    `sizes` are the bytes that the codes of each picture have, where they are known: other bytes are no codes.
+    """
+
+    def __init__(self, *, wanted: bool, all_of_them: bool = False, sizes: Sequence[int] | None = None) -> None:
         self.digests: dict[int, str] = {}
         self.unstable: set[int] = set()
         self.unreadable = ""
-        self._wanted, self._all = wanted, all_of_them
+        self._wanted, self._all, self._sizes = wanted, all_of_them, sizes
 
     def take(self, picture: int, answer: Answer, door: Door) -> None:
         """Note the codes of an answer."""
@@ -23,8 +28,11 @@ class Seen:
             return
         try:
             codes = door.codes_of(answer)
-        except ValueError as error:
-            self.unreadable = str(error)
+        except Exception as error:  # noqa: BLE001  # an answer may be anything, and must not end the run
+            self.unreadable = f"{type(error).__name__}: {error}"[:_LONGEST]
+            return
+        if self._sizes is not None and len(codes) != self._sizes[picture]:
+            self.unreadable = f"{len(codes)} bytes of codes for picture {picture}, expected {self._sizes[picture]}"
             return
         found = hashlib.sha256(codes).hexdigest()
         if self.digests.setdefault(picture, found) != found:

@@ -11,6 +11,7 @@ from typing import Any
 from viq.codes import Codes
 from viq.errors import InvalidInput
 from viq_serving.bench.arrivals import Arrivals, Closed, Poisson
+from viq_serving.bench.doors.choice import NEEDS_URL
 from viq_serving.bench.doors.door import Method, Target
 from viq_serving.bench.doors.payload import Payload
 from viq_serving.bench.figures import figures_of
@@ -121,7 +122,13 @@ class Session:
             "size": size,
             "round": round_,
             "warm_up_s": span.warm_s,
-            **figures_of(loads, payload.files, closed=closed, counted=span.seconds is None and closed),
+            **figures_of(
+                loads,
+                payload.files,
+                closed=closed,
+                counted=span.seconds is None and closed,
+                connections=self.target.connections * self.processes if door in NEEDS_URL else None,
+            ),
         }
         if self.method == "encode":
             row["codes"] = seen.summary()

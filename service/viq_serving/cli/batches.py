@@ -30,7 +30,7 @@ class Batches(Generic[T, R]):
         self,
         doing: str,
         read: Callable[[Job], tuple[T, int]],
-        compute: Callable[[list[T]], list[R]],
+        compute: Callable[[list[T]], Sequence[R | ViQError]],
         form: Callable[[R], bytes],
     ) -> None:
         self._doing, self._read, self._compute, self._form = doing, read, compute, form

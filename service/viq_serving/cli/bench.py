@@ -21,6 +21,7 @@ from viq_serving.cli.progress import Progress
 
 if TYPE_CHECKING:
     from viq_serving.bench.session import Loads, Session
+    from viq_serving.client.targets import Tls
 
 HELP = "load a server, one of its own or another, and measure; or, after the word compare, hold two results together"
 
@@ -53,6 +54,7 @@ def _measure(args: argparse.Namespace) -> int:
     from viq_serving.bench.mixes import mix_of
     from viq_serving.bench.session import described, mix_row
 
+    _check_address(args.url)
     session = _session(args)
     mix = mix_of(args.mix).scaled(args.scale)
     parts = [(one, one.name) for one in mix.apart()] if args.each_size else [(mix, None)]
@@ -79,7 +81,11 @@ def _measure(args: argparse.Namespace) -> int:
         _draw(made, args.plot)
     if args.json:
         print(json.dumps(made, indent=1))
-    return SOME_FAILED if any(row["errors"] or not row["answered"] for row in made["runs"]) else DONE
+    return SOME_FAILED if any(map(_failed, made["runs"])) else DONE
+
+
+def _failed(row: dict[str, Any]) -> bool:
+    return bool(row["errors"] or not row["answered"] or row.get("codes", {}).get("unreadable"))
 
 
 def _check_outputs(args: argparse.Namespace, loads: Loads, parts: int) -> None:
@@ -91,6 +97,24 @@ def _check_outputs(args: argparse.Namespace, loads: Loads, parts: int) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
     if args.plot is not None and max(parts, len(loads.in_flight), len(loads.rates) + len(loads.shares)) < 2:
         raise UsageError("--plot takes two rates, two numbers of requests in flight, or --each-size with two sizes")
+
+
+def _check_address(url: str | None) -> None:
+    """Refuse a password in an address without repeating it: it would be in the result, and in what is printed."""
+    if url is not None and "@" in url.partition("://")[2].partition("/")[0]:
+        raise UsageError("--url holds a user's name or password, which are not sent: there is --api-key-file")
+
+
+def _tls(args: argparse.Namespace) -> Tls | None:
+    from viq_serving.client.targets import Tls
+
+    files = (args.tls_ca, args.tls_cert, args.tls_key)
+    if (args.tls_cert is None) != (args.tls_key is None):
+        raise UsageError("--tls-cert and --tls-key are given together or not at all")
+    for file in files:
+        if file is not None and not Path(file).is_file():
+            raise UsageError(f"{file}: no such file")
+    return Tls(*files) if args.tls or any(files) else None
 
 
 def _session(args: argparse.Namespace) -> Session:
@@ -105,7 +129,7 @@ def _session(args: argparse.Namespace) -> Session:
         headers["ViQ-Priority"] = args.priority
     target = Target(
         args.url, args.grpc, args.model_version or args.size, headers, args.timeout, args.connections, args.reply,
-        args.model, args.oip_input, args.oip_shape,
+        args.model, args.oip_input, args.oip_shape, _tls(args),
     )  # fmt: skip
     seconds = None if args.requests is not None else args.duration or 10.0
     return Session(
@@ -162,7 +186,7 @@ def _reached(args: argparse.Namespace, session: Session, opened: ExitStack) -> t
 
     address = target.grpc or target.url
     key = options.key(args.api_key_file) if args.api_key_file is not None else None
-    client = Client(str(address), api_key=key, timeout=args.timeout, retries=0)
+    client = Client(str(address), api_key=key, tls=target.tls, timeout=args.timeout, retries=0)
     opened.callback(client.close)
     described["models"] = client.models()
     if args.method != "encode":
@@ -177,7 +201,7 @@ def _compare(args: argparse.Namespace) -> int:
     first, second = (result.load(Path(name)) for name in args.words[1:])
     try:
         found = compared(first, second)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
         raise InvalidInput(f"one of the results lacks what is compared: {error!r}") from None
     if args.output is not None:
         result.save(args.output, found)
@@ -200,7 +224,7 @@ def _draw(made: dict[str, Any], path: Path) -> None:
 
     try:
         plot(made, path)
-    except (KeyError, TypeError, ValueError) as error:
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
         raise InvalidInput(f"the result lacks what a chart needs: {error!r}") from None
 
 

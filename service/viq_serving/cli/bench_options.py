@@ -57,6 +57,10 @@ def _add_target(group: argparse._ArgumentGroup) -> None:
         "--server-pid", type=positive, metavar="PID", help="watch this process and all that came from it"
     )
     group.add_argument("--size", default="", metavar="S", help="of the model; default: the server's")
+    group.add_argument("--tls", action="store_true", help="speak TLS with the gRPC port; an https --url says so itself")
+    group.add_argument("--tls-ca", metavar="FILE", help="PEM file of whom to believe; default: the system's roots")
+    group.add_argument("--tls-cert", metavar="FILE", help="PEM file of our own certificate, if the server asks for one")
+    group.add_argument("--tls-key", metavar="FILE", help="PEM file of its private key")
     group.add_argument("--priority", choices=("interactive", "bulk"), help="default: the door's")
     group.add_argument("--api-key-file", type=Path, metavar="FILE", help="file that holds the server's key")
     group.add_argument(

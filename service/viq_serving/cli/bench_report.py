@@ -37,6 +37,7 @@ def line(run: Mapping[str, Any]) -> str:
         kinds,
         f"{hintless} rejects without a hint" if hintless else "",
         run.get("codes", {}).get("unreadable", ""),
+        *run["generator"].get("limits", ()),
     ]
     return "\n".join([_joined(cells), *(f"  {note}" for note in notes if note)])
 
@@ -53,6 +54,7 @@ def table(found: Mapping[str, Any]) -> str:
                 f"  {measure:<14} {_ms(first):>10} {_ms(second):>10} {'-' if ratio is None else f'{ratio:.3f}×':>9}"
             )
         lines.append(f"  {'codes equal':<14} {_equal(row['codes_equal'])}")
+        lines += [f"  {note}" for note in row["notes"]]
     lines += [f"only in one of them: {name}" for name in found["only_in_one"]]
     lines += [f"they differ in {difference}" for difference in found["differences"]]
     return "\n".join(lines) or "nothing in common"

@@ -60,7 +60,7 @@ def _there(args: argparse.Namespace, expected: str | None) -> Iterator[tuple[Enc
     from viq_serving.extract.there import There
 
     key = None if args.api_key_file is None else options.key(args.api_key_file)
-    with Client(args.server, api_key=key, retries=2) as asked:
+    with Client(args.server, api_key=key, retries=args.server.count(",") + 2) as asked:
         rows = asked.models()
     wanted = [row for row in rows if (row["size"] == args.size if args.size else row.get("default"))]
     if not wanted:
@@ -75,7 +75,10 @@ def _there(args: argparse.Namespace, expected: str | None) -> Iterator[tuple[Enc
     ) as client:
         names = ("max_body_bytes", "max_pixels", "max_patches")
         model = EncodingModel(fingerprint, str(row["size"]), ImageLimits(*(int(limits[name]) for name in names)))
-        yield model, There(client, size=model.size, exif=args.exif, alpha=args.alpha)
+        yield (
+            model,
+            There(client, model.limits, size=model.size, exif=args.exif, alpha=args.alpha, min_psnr=args.min_psnr),
+        )
 
 
 def note(size: str, untrained: bool) -> None:

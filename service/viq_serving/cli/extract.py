@@ -19,8 +19,8 @@ from viq_serving.cli.failures import DONE, SOME_FAILED, Unusable, UsageError
 from viq_serving.cli.progress import Progress
 from viq_serving.extract.errors import OutputMismatch
 from viq_serving.extract.meter import Meter
-from viq_serving.extract.output import FAILURES, REJECTED, Output, Run
-from viq_serving.extract.sources import Pictures, Reading, Source, source_of
+from viq_serving.extract.output import FAILURES, MANIFEST, REJECTED, Output, Run, shard_name
+from viq_serving.extract.sources import Pictures, Reading, Source, names_file, source_of
 
 if TYPE_CHECKING:
     from viq_serving.extract.cluster import ClusterExtraction
@@ -75,10 +75,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--min-psnr",
-        type=_decibels,
+        type=options.decibels,
         metavar="DB",
         help="decode each image's codes again, and leave out those that give back less than so many dB of PSNR: "
-        "rejected.jsonl names them; takes as long again, and is not for --server",
+        "rejected.jsonl names them; takes as long again",
     )
     parser.add_argument(
         "--ray",
@@ -98,8 +98,6 @@ def run(args: argparse.Namespace) -> int:
     options.check_model(args)
     if args.api_key_file is not None and args.server is None:
         raise UsageError("--api-key-file needs --server")
-    if args.min_psnr is not None and args.server is not None:
-        raise UsageError("--min-psnr decodes here, it cannot be had with --server")
     if args.ray is not None and (args.server is not None or args.part != (0, 1) or "," in (args.device or "")):
         raise UsageError("--ray takes the devices of its cluster: no --server, no --part, and no list of devices")
     try:
@@ -109,6 +107,9 @@ def run(args: argparse.Namespace) -> int:
             if args.ray is not None:
                 raise UsageError("verify reads here, not with --ray")
             return _verify(args, args.sources[1], args.sources[2:])
+        shard = f"{args.output.rstrip('/')}/{shard_name(args.format, 0)}"
+        if names_file(args.sources, shard):
+            raise UsageError(f"the next run would take {shard} for a source: write to another folder")
         return _extract(args) if args.ray is None else _extract_on_ray(args)
     except OutputMismatch as error:
         raise Unusable(str(error)) from None
@@ -210,11 +211,10 @@ def _verify(args: argparse.Namespace, address: str, sources: list[str]) -> int:
     if begun is None:
         raise Unusable(f"{address} holds nothing that viq extract made")
     args.size, args.exif, args.alpha = args.size or begun.size, begun.exif, begun.alpha
-    if begun.min_psnr is not None and args.server is not None:
-        raise UsageError(f"{address} was made with --min-psnr, which cannot be verified with --server")
     args.min_psnr = begun.min_psnr
     fields = None if begun.fields is None else ",".join(begun.fields) or "none"
-    source = source_of(sources or begun.sources, _reading(fields, begun.image_field, begun.key_field))
+    made_of = (output.json(MANIFEST) or {}).get("sources") or begun.sources  # the last run may have named them anew
+    source = source_of(sources or made_of, _reading(fields, begun.image_field, begun.key_field))
     with encoding_of(args, None) as (model, encoding), Progress("verifying") as progress:
         if model.fingerprint.partition(".")[0] != begun.fingerprint.partition(".")[0]:
             raise Unusable(f"{address} was made by {begun.fingerprint}, the weights here are {model.fingerprint}")
@@ -281,16 +281,6 @@ def _positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
     return number
-
-
-def _decibels(text: str) -> float:
-    try:
-        least = float(text)
-    except ValueError:
-        least = 0.0
-    if not 0 < least < 100:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of dB between 0 and 100")
-    return least
 
 
 def _part(text: str) -> tuple[int, int]:

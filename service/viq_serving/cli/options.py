@@ -87,6 +87,17 @@ def add_output(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def decibels(text: str) -> float:
+    """The value of `--min-psnr`."""
+    try:
+        least = float(text)
+    except ValueError:
+        least = 0.0
+    if not 0 < least < 100:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of dB between 0 and 100")
+    return least
+
+
 def key(path: Path) -> str:
     """The one key that a file holds; raises `UsageError` if it holds none or several."""
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -54,6 +55,8 @@ def run(args: argparse.Namespace) -> int:
     """Measure and print; returns the exit code."""
     if args.server is not None:
         raise UsageError("--server: tune measures this machine; use viq bench for a server")
+    if args.output is not None and (args.output.is_dir() or not args.output.absolute().parent.is_dir()):
+        raise UsageError(f"{args.output}: expected a file in a folder that is there")
     require("torch", "prometheus_client")
     from viq_serving.openmp import spin_briefly
 
@@ -69,7 +72,9 @@ def run(args: argparse.Namespace) -> int:
     text = json.dumps(advice.to_dict(), indent=1) + "\n" if args.json else written(advice, args.form)
     print(text, end="")
     if args.output is not None:
-        args.output.write_text(text, encoding="utf-8")
+        unfinished = args.output.with_name(f".{args.output.name}.{os.getpid()}")
+        unfinished.write_text(text, encoding="utf-8")
+        unfinished.replace(args.output)  # a service that starts meanwhile reads the old settings or the new ones
     return DONE
 
 

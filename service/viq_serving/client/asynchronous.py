@@ -13,12 +13,14 @@ import numpy.typing as npt
 
 from viq.codes import Codes
 from viq.errors import InvalidInput, ViQError
-from viq_serving.client.calls import Ask, Given, GivenImage, Lane, sent_as, weight_of
+from viq_serving.client.calls import Ask, Given, GivenImage, Lane, is_read, sent_as, weight_of
 from viq_serving.client.http import Picture
 from viq_serving.client.http_lane import HttpLane
-from viq_serving.client.options import IN_FLIGHT, IN_FLIGHT_EMBED, Options, settled
+from viq_serving.client.options import IN_FLIGHT, IN_FLIGHT_EMBED, READING, Options, settled
 from viq_serving.client.replicas import Replicas
 from viq_serving.client.targets import Target, targets_of, tls_of
+from viq_serving.client.upcoming import Upcoming
+from viq_serving.client.window import Room, Window
 
 K = TypeVar("K")
 
@@ -46,6 +48,7 @@ class AsyncClient:
         self._headers = {name: value for name, value in named.items() if value}
         self._tls, self._timeout_s = tls_of(given["tls"]), given["timeout"]
         self._in_flight, self._in_flight_bytes = given["in_flight"], given["in_flight_bytes"]
+        self._reading, self._room = asyncio.Semaphore(READING), Room(given["in_flight_bytes"])
         self._replicas = Replicas(targets_of(server), self._lane, given["retries"])
 
     async def encode(
@@ -106,11 +109,11 @@ class AsyncClient:
 
     async def models(self) -> list[dict[str, Any]]:
         """The loaded sizes as `GET /v1/models` describes them, one dict each, the default first."""
-        return await self._replicas.query(lambda lane: lane.models())
+        return await self._replicas.query(lambda lane: lane.models(), self._timeout_s)
 
     async def plan(self, sizes: Sequence[tuple[int, int]], *, size: str | None = None) -> list[dict[str, Any]]:
         """What images of `(width, height)` pixels would take, one dict each; nothing is computed."""
-        return await self._replicas.query(lambda lane: lane.plan(sizes, size))
+        return await self._replicas.query(lambda lane: lane.plan(sizes, size), self._timeout_s)
 
     async def close(self) -> None:
         """Close all connections."""
@@ -126,7 +129,15 @@ class AsyncClient:
 
     async def one(self, ask: Ask, given: Given) -> Any:
         """The answer for one item; raises its error."""
-        return await self._replicas.ask(ask, await sent_as(given, ask), self._timeout_s)
+        if not is_read(given):
+            return await self._replicas.ask(ask, await sent_as(given, ask), self._timeout_s)
+        async with self._reading:  # what is read and has no room yet is a few files at most
+            sent = await sent_as(given, ask)
+            await self._room.take(weight_of(sent, ask))
+        try:
+            return await self._replicas.ask(ask, sent, self._timeout_s)
+        finally:
+            self._room.give(weight_of(sent, ask))
 
     def window(self, ask: Ask) -> Window:
         """How much of such items may be on its way."""
@@ -143,10 +154,17 @@ class AsyncClient:
             window.give(weight)
             return key, await _or_error(task)
 
+        source = Upcoming(pairs)
         try:
-            async for key, given in _iterated(pairs):
-                weight = weight_of(given)
-                while waiting and (not window.room(weight) or waiting[0][2].done()):
+            while True:
+                while waiting and not await source.sooner_than(waiting[0][2]):
+                    yield await next_()
+                pair = await source.next()
+                if pair is None:
+                    break
+                key, given = pair
+                weight = weight_of(given, ask)
+                while waiting and not window.room(weight):
                     yield await next_()
                 window.take(weight)
                 waiting.append((key, weight, asyncio.create_task(self.one(ask, given))))
@@ -156,34 +174,15 @@ class AsyncClient:
         finally:
             for _, _, task in waiting:
                 task.cancel()
-            await asyncio.gather(*(task for _, _, task in waiting), return_exceptions=True)
+            await asyncio.gather(*(task for _, _, task in waiting), source.close(), return_exceptions=True)
 
     def _lane(self, target: Target, address: str) -> Lane:
         if target.kind == "http":
-            return HttpLane(target.text, self._tls, self._headers, self._in_flight or IN_FLIGHT)
+            host = "" if address == target.text else target.authority
+            return HttpLane(address, self._tls, self._headers, self._in_flight or IN_FLIGHT, host)
         from viq_serving.client.grpc_lane import GrpcLane
 
         return GrpcLane(address, target.text if target.host else "", self._tls, list(self._headers.items()))
-
-
-class Window:
-    """Items and bytes on their way, against their limits; one item always goes."""
-
-    def __init__(self, items: int, bytes_: int) -> None:
-        self._items, self._bytes = items, bytes_
-        self._held = self._held_bytes = 0
-
-    def room(self, weight: int) -> bool:
-        """Whether an item of so many bytes may go."""
-        return not self._held or (self._held < self._items and self._held_bytes + weight <= self._bytes)
-
-    def take(self, weight: int) -> None:
-        """An item goes."""
-        self._held, self._held_bytes = self._held + 1, self._held_bytes + weight
-
-    def give(self, weight: int) -> None:
-        """An item is done with."""
-        self._held, self._held_bytes = self._held - 1, self._held_bytes - weight
 
 
 async def _all(each: AsyncIterator[tuple[Any, Any]]) -> list[Any]:
@@ -202,12 +201,3 @@ async def _or_error(task: asyncio.Task[Any]) -> Any:
         return error.with_traceback(None)
     except OSError as error:  # a path that cannot be read
         return InvalidInput(f"cannot be read: {error}")
-
-
-async def _iterated(pairs: Iterable[tuple[K, Any]] | AsyncIterable[tuple[K, Any]]) -> AsyncIterator[tuple[K, Any]]:
-    if isinstance(pairs, AsyncIterable):
-        async for pair in pairs:
-            yield pair
-    else:
-        for pair in pairs:
-            yield pair

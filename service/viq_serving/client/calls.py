@@ -74,10 +74,16 @@ async def sent_as(given: Given, ask: Ask) -> bytes | Codes:
     return await asyncio.to_thread(file_of, given, ask.exif, ask.alpha)
 
 
-def weight_of(given: Given) -> int:
-    """Bytes that are held for an item, as far as that is known before it is read."""
+def weight_of(given: Given, ask: Ask) -> int:
+    """Bytes that are held for an item, as far as that is known before it is read or answered."""
     if isinstance(given, bytes):
         return len(given)
     if isinstance(given, Codes):
-        return int(given.array.nbytes)
+        height, width = given.image_size
+        return 3 * height * width if ask.method == "decode" else int(given.array.nbytes)
     return int(getattr(given, "nbytes", 0))
+
+
+def is_read(given: Given) -> bool:
+    """Whether what travels has to be read or made first, so that its bytes are known only then."""
+    return not isinstance(given, (bytes, Codes))

@@ -16,7 +16,8 @@ import numpy.typing as npt
 from viq.codes import Codes
 from viq.errors import InvalidInput, ViQError
 from viq_serving.client.asynchronous import AsyncClient
-from viq_serving.client.calls import Ask, GivenImage, weight_of
+from viq_serving.client.calls import Ask, Given, GivenImage, weight_of
+from viq_serving.client.errors import UNREACHABLE, ServerError
 from viq_serving.client.http import Picture
 from viq_serving.client.options import Options
 
@@ -64,12 +65,14 @@ class Client:
         any_fingerprint: bool = False,
     ) -> list[npt.NDArray[Any]]:
         """Features `(h*w, C)` of each of codes or images; of bfloat16, which numpy lacks, the bits as uint16."""
-        ask = Ask("embed", size, exif, alpha, dtype, any_fingerprint)
-        return _all(self._each(ask, enumerate(inputs)))
+        each = self.embed_each(
+            enumerate(inputs), size=size, exif=exif, alpha=alpha, dtype=dtype, any_fingerprint=any_fingerprint
+        )
+        return _all(each)
 
     def decode(self, codes: Iterable[Codes], *, any_fingerprint: bool = False) -> list[npt.NDArray[np.uint8]]:
         """Pictures, uint8 `(H, W, 3)`, of each of `codes`."""
-        return _all(self._each(Ask("decode", any_fingerprint=any_fingerprint), enumerate(codes)))
+        return _all(self.decode_each(enumerate(codes), any_fingerprint=any_fingerprint))
 
     def encode_each(
         self,
@@ -84,6 +87,25 @@ class Client:
         Images are taken as there is room for them on the way, so there may be millions.
         """
         return self._each(Ask("encode", size, exif, alpha), images)
+
+    def embed_each(
+        self,
+        inputs: Iterable[tuple[K, Given]],
+        *,
+        size: str | None = None,
+        exif: bool = True,
+        alpha: str = "white",
+        dtype: str = "float32",
+        any_fingerprint: bool = False,
+    ) -> Iterator[tuple[K, npt.NDArray[Any] | ViQError]]:
+        """Features as `embed` has them; otherwise as `encode_each`."""
+        return self._each(Ask("embed", size, exif, alpha, dtype, any_fingerprint), inputs)
+
+    def decode_each(
+        self, codes: Iterable[tuple[K, Codes]], *, any_fingerprint: bool = False
+    ) -> Iterator[tuple[K, npt.NDArray[np.uint8] | ViQError]]:
+        """Pictures as `decode` has them; otherwise as `encode_each`."""
+        return self._each(Ask("decode", any_fingerprint=any_fingerprint), codes)
 
     def models(self) -> list[dict[str, Any]]:
         """The loaded sizes as `GET /v1/models` describes them, one dict each, the default first."""
@@ -120,7 +142,7 @@ class Client:
 
         try:
             for key, given in pairs:
-                weight = weight_of(given)
+                weight = weight_of(given, ask)
                 while waiting and (not window.room(weight) or waiting[0][2].done()):
                     yield next_()
                 window.take(weight)
@@ -142,7 +164,11 @@ class Client:
         await asyncio.gather(*left, return_exceptions=True)
 
     def _submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
-        return asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return asyncio.run_coroutine_threadsafe(work, self._loop)
+        except RuntimeError:  # there is no loop any more
+            work.close()
+            raise ServerError(UNREACHABLE, "the client is closed") from None
 
 
 def _all(each: Iterator[tuple[Any, Any]]) -> list[Any]:

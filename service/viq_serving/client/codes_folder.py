@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import IO, Any
 
 from viq.errors import InvalidInput
 from viq_serving.client.shards import Row, Shard, TarShard, checked, open_shard
@@ -22,6 +22,7 @@ _OPEN_SHARDS = 16
 class CodesFolder(Sequence[Row]):
     """All images of a folder that `viq extract` has finished, or of some shards, as one sequence.
 
+    The folder is on this machine's disk, or anywhere that fsspec reaches (`s3://…`; slow in random order).
     It can be handed to other processes, and to a `torch.utils.data.DataLoader` as it is. Reading in random order is
     for tar shards; of Parquet shards whole row groups are read, so read those in order or in blocks. Nothing is open
     before the first image is asked for; a process that was forked opens everything anew.
@@ -32,11 +33,12 @@ class CodesFolder(Sequence[Row]):
 
         Raises `InvalidInput` if there is no manifest, that is if the extraction is not finished.
         """
-        self.folder = Path(folder)
+        self.folder: Path | str = str(folder) if "://" in str(folder) else Path(folder)
         self.manifest: Mapping[str, Any] = {}
         if shards is None:
             try:
-                self.manifest = json.loads((self.folder / "manifest.json").read_bytes())
+                with self._file("manifest.json") as file:
+                    self.manifest = json.load(file)
                 counts = {str(row["shard"]): int(row["images"]) for row in self.manifest["shard_list"]}
             except FileNotFoundError:
                 raise InvalidInput(f"{folder} has no manifest.json: its extraction is not finished") from None
@@ -87,8 +89,19 @@ class CodesFolder(Sequence[Row]):
         self.__dict__.update(state, _process=os.getpid())
 
     def _length(self, name: str) -> int:
-        with open_shard(self.folder / name) as shard:
+        with open_shard(self._file(name), name) as shard:
             return len(shard)
+
+    def _file(self, name: str) -> IO[bytes]:
+        if isinstance(self.folder, Path):
+            return (self.folder / name).open("rb")
+        try:
+            import fsspec
+        except ImportError:
+            raise InvalidInput(f"{self.folder}: this needs fsspec: pip install 'viq-serving[extract]'") from None
+        system, path = fsspec.core.url_to_fs(self.folder)
+        opened: IO[bytes] = system.open(f"{path.rstrip('/')}/{name}", "rb")
+        return opened
 
     def _shard(self, name: str) -> Shard:
         if self._process != os.getpid():  # a forked worker must not share the place in a file with its parent
@@ -102,9 +115,9 @@ class CodesFolder(Sequence[Row]):
         return self._opened[name]
 
     def _open(self, name: str) -> Shard:
+        file = self._file(name)
         if name.endswith(".parquet"):
-            return open_shard(self.folder / name)
-        file = (self.folder / name).open("rb")
+            return open_shard(file, f"{self.folder}/{name}")
         try:
             shard = TarShard(file, name, self._begins.get(name))
         except BaseException:

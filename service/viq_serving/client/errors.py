@@ -21,6 +21,10 @@ class ServerError(ViQError):
         super().__init__(message)
         self.code = code
 
+    def __reduce__(self) -> tuple[type[ServerError], tuple[str, str]]:
+        """A worker of a data loader hands it to another process."""
+        return ServerError, (self.code, str(self))
+
 
 def error_of(body: object, status: int) -> ViQError:
     """The exception for an error reply, `{"error": {"code", "message", "request_id"}}`."""

@@ -18,9 +18,10 @@ from viq_serving.client.http import opened_png
 from viq_serving.pb import viq_pb2 as pb
 from viq_serving.pb.viq_pb2_grpc import ViQStub
 
-# Without the service's own word these come from the transport or a proxy; INTERNAL also if we were sending just then.
+# Without the service's own word these come from the transport or a proxy; INTERNAL also if we were sending just then,
+# DEADLINE_EXCEEDED also from a proxy that lets no stream live for long.
 _AGAIN = (
-    *(grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED),
+    *(grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.DEADLINE_EXCEEDED),
     *(grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN),
 )
 _DTYPES = {
@@ -66,16 +67,15 @@ def failure_of(error: grpc.aio.AioRpcError, address: str) -> Again | ViQError:
     """What a call that the server, or nobody, ended means for the items on it."""
     trailers = dict(error.trailing_metadata() or ())
     code, message = trailers.get("viq-error-code"), error.details() or ""
-    if not isinstance(code, str):
-        unreachable = ServerError(UNREACHABLE, f"no answer from {address}: {error.code().name} {message}")
-        return Again(unreachable) if error.code() in _AGAIN else unreachable
-    known = error_named(code, message)
-    if error.code() is grpc.StatusCode.UNAVAILABLE:
-        return Again(known)
+    if isinstance(code, str):
+        known, again = error_named(code, message), error.code() is grpc.StatusCode.UNAVAILABLE
+    else:
+        known = ServerError(UNREACHABLE, f"no answer from {address}: {error.code().name} {message}")
+        again = error.code() in _AGAIN
     hint = trailers.get("grpc-retry-pushback-ms")
     if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and isinstance(hint, str) and hint.isdigit():
         return Again(known, int(hint) / 1000)
-    return known
+    return Again(known) if again else known
 
 
 def item_of(key: str, given: bytes | Codes, ask: Ask) -> pb.Item:

@@ -67,6 +67,8 @@ class Stream:
                 await self._lane.models()
             call = opened(self._lane, self._ask)
             sender = asyncio.create_task(self._send(call))
+            # A stream on which nothing is sent any more must end, or who waits on it would wait for ever.
+            sender.add_done_callback(lambda task: task.cancelled() or task.exception() is None or call.cancel())
             async for response in call:
                 for result in response.results:
                     self._take(result)
@@ -84,7 +86,10 @@ class Stream:
                     waiting.done.set_exception(ended)
 
     async def _send(self, call: Any) -> None:
-        """Items as they come, small ones together; the transport says when there is room."""
+        """Items as they come, small ones together; the transport says when there is room.
+
+        Those that nobody waits for any more, because they were given up or took too long, are left out.
+        """
         message_of, options = REQUESTS[self._ask.method], options_of(self._ask)
         most = int(self._lane.limits.get("max_images", 1))
         while True:
@@ -92,12 +97,16 @@ class Stream:
             if first is None:
                 await call.done_writing()
                 return
+            if first.key not in self._waiting:
+                continue
             items, size = [first], first.ByteSize()
             while len(items) < most and size < _MESSAGE_BYTES and not self._queue.empty():
                 more = self._queue.get_nowait()
                 if more is None:
                     self._queue.put_nowait(None)
                     break
+                if more.key not in self._waiting:
+                    continue
                 items.append(more)
                 size += items[-1].ByteSize()
                 if size > _MESSAGE_BYTES:  # it goes by itself

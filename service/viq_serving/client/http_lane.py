@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import httpx
 
 from viq.codes import Codes
+from viq.errors import ViQError
 from viq.pixels import to_rgb
 from viq_serving.client.calls import Again, Ask
 from viq_serving.client.errors import UNREACHABLE, ServerError, error_of
@@ -15,14 +17,22 @@ from viq_serving.client.http import array_of, json_of, opened_png, query_of
 from viq_serving.client.targets import Tls
 
 _NPZ, _NPY, _PNG, _BYTES = "application/x-npz", "application/x-npy", "image/png", "application/octet-stream"
+_OF_A_PROXY = (502, 504)  # where they are not the service's own: what it stands before did not answer
 _QUESTION_S = 30.0
+_CONNECT_S = 10.0  # where packets are lost the system itself tries for minutes
+
+T = TypeVar("T")
 
 
 class HttpLane:
-    """One server at a URL."""
+    """One server at a URL; where that has an address in place of a name, `host` is the name and port."""
 
-    def __init__(self, url: str, tls: Tls | None, headers: Mapping[str, str], connections: int) -> None:
+    def __init__(self, url: str, tls: Tls | None, headers: Mapping[str, str], connections: int, host: str = "") -> None:
         self.url = url
+        self._named: dict[str, Any] = {}
+        if host:
+            headers = {**headers, "host": host}
+            self._named = {"extensions": {"sni_hostname": urlsplit(f"//{host}").hostname}}
         limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections)
         try:
             verify = tls.context() if tls is not None else True
@@ -48,10 +58,10 @@ class HttpLane:
         headers = {"content-type": kind, "accept": accept, "viq-timeout-ms": str(max(1, int(1000 * timeout_s)))}
         reply = await self._send("POST", f"/v1/{ask.method}", timeout_s, content=body, headers=headers, params=query)
         if ask.method == "encode":
-            return Codes.from_npz(reply.content)
+            return self._read(Codes.from_npz, reply)
         if ask.method == "embed":
-            return array_of(reply.content)
-        return to_rgb(opened_png(reply.content))
+            return self._read(array_of, reply)
+        return self._read(lambda data: to_rgb(opened_png(data)), reply)
 
     async def models(self) -> list[dict[str, Any]]:
         """As `GET /v1/models` describes them."""
@@ -74,16 +84,23 @@ class HttpLane:
         """Let go of the connections."""
         await self._http.aclose()
 
-    async def _send(self, method: str, path: str, timeout_s: float, **request: Any) -> httpx.Response:
+    def _read(self, form: Callable[[bytes], T], reply: httpx.Response) -> T:
         try:
-            reply = await self._http.request(method, path, timeout=timeout_s, **request)
-        except (httpx.TransportError, httpx.InvalidURL, OSError) as error:  # an OSError: TLS that ends while we read
+            return form(reply.content)
+        except (ViQError, OSError) as error:  # no fault of the item's
+            raise ServerError(UNREACHABLE, f"the answer of {self.url} is none of a ViQ service: {error}") from None
+
+    async def _send(self, method: str, path: str, timeout_s: float, **request: Any) -> httpx.Response:
+        timeout = httpx.Timeout(timeout_s, connect=min(_CONNECT_S, timeout_s))
+        try:
+            reply = await self._http.request(method, path, timeout=timeout, **self._named, **request)
+        except (httpx.RequestError, httpx.InvalidURL, OSError) as error:  # an OSError: TLS that ends while we read
             reason = str(error) or type(error).__name__
             raise Again(ServerError(UNREACHABLE, f"no answer from {self.url}: {reason}")) from None
         if reply.status_code == 200:
             return reply
         error_ = error_of(json_of(reply), reply.status_code)
-        if reply.status_code == 503:
+        if reply.status_code == 503 or (reply.status_code in _OF_A_PROXY and error_.code == UNREACHABLE):
             raise Again(error_)
         hint_s = _hint_s(reply.headers)
         if reply.status_code == 429 and hint_s is not None:

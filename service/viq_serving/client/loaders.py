@@ -72,7 +72,8 @@ class ServiceDataset(IterableDataset[Pair]):
     """Any stream of (key, image) as (key, codes) through a service, many on their way at a time.
 
     `pairs` is called anew for each pass and gives all pairs; of those each worker of each rank takes its share, so that
-    each image is taken once. A source that can skip cheaply should do the sharing itself: `share=False`.
+    each image is taken once. A source that can skip cheaply should do the sharing itself: `share=False`. Ranks may get
+    one image more than others, and fewer where `errors="skip"` left some out: what trains in step must allow for that.
     """
 
     def __init__(
@@ -99,6 +100,11 @@ class ServiceDataset(IterableDataset[Pair]):
         self._errors, self._share = errors, share
         self._rank, self._world_size = rank, world_size
         self._options = {"size": size, "exif": exif, "alpha": alpha}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A worker that is not forked knows of no `torch.distributed`: this rank's place goes with the dataset."""
+        rank, world_size = self._place()
+        return {**self.__dict__, "_rank": rank, "_world_size": world_size}
 
     def __iter__(self) -> Iterator[Pair]:
         pairs = iter(self._pairs())
@@ -131,24 +137,26 @@ class ServiceDataset(IterableDataset[Pair]):
 _PLAIN = (InvalidInput,)
 
 
-def packed(rows: Sequence[Row | tuple[Any, Codes]]) -> dict[str, Any]:
+def packed(rows: Sequence[Row | Pair]) -> dict[str, Any]:
     """A batch with its images one after another, as `viq.Embedder` takes it; a `collate_fn`.
 
     `codes` int32 `(N, 4)`, `cu_seqlens` int32 `(images+1,)` in patches, `grid_hw` and `image_hw` int32 `(images, 2)`,
-    `keys`, and `fields`, a mapping of each image's.
+    `keys`, `fields`, a mapping of each image's, and `errors`, pairs of key and error of what has no codes. If nothing
+    has any, the batch is one of no images, `N` is 0.
     """
-    pairs = [(row.key, row.codes, row.fields) if isinstance(row, Row) else (*row, {}) for row in rows]
-    if not pairs:
-        raise InvalidInput("a batch of no images")
-    codes = [one for _, one, _ in pairs]
-    grids = np.array([one.grid for one in codes], np.int32)
+    given = [(row.key, row.codes, row.fields) if isinstance(row, Row) else (*row, {}) for row in rows]
+    pairs = [(key, one, fields) for key, one, fields in given if isinstance(one, Codes)]
+    arrays = [np.zeros((0, 4), np.int32), *(one.array.reshape(-1, 4).astype(np.int32) for _, one, _ in pairs)]
+    grids = np.array([one.grid for _, one, _ in pairs], np.int32).reshape(-1, 2)
+    sizes = np.array([one.image_size for _, one, _ in pairs], np.int32).reshape(-1, 2)
     return {
-        "codes": torch.from_numpy(np.concatenate([one.array.reshape(-1, 4) for one in codes]).astype(np.int32)),
+        "codes": torch.from_numpy(np.concatenate(arrays)),
         "cu_seqlens": _ends(grids),
         "grid_hw": torch.from_numpy(grids),
-        "image_hw": torch.from_numpy(np.array([one.image_size for one in codes], np.int32)),
+        "image_hw": torch.from_numpy(sizes),
         "keys": [key for key, _, _ in pairs],
         "fields": [fields for _, _, fields in pairs],
+        "errors": [(key, one) for key, one, _ in given if not isinstance(one, Codes)],
     }
 
 

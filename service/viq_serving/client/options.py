@@ -10,6 +10,9 @@ from viq_serving.client.targets import Tls
 IN_FLIGHT, IN_FLIGHT_EMBED, IN_FLIGHT_BYTES = 256, 16, 64 * 2**20
 """Items, items of `embed`, whose answers are large, and bytes that are sent and not answered yet."""
 
+READING = 16
+"""Files that are read, and pictures made into files, at a time."""
+
 
 class Options(TypedDict, total=False):
     """Options of `Client` and `AsyncClient`; see `DEFAULTS`."""
@@ -23,7 +26,7 @@ class Options(TypedDict, total=False):
     in_flight: int | None
     """Items on their way at most; None: 256, and 16 of `embed`."""
     in_flight_bytes: int
-    """Bytes of the items on their way at most."""
+    """Bytes on their way at most: of image files that are sent, and of pictures that `decode` makes."""
     expect_fingerprint: str | None
     """A family, or all of a fingerprint."""
     priority: str | None
@@ -56,4 +59,6 @@ def settled(options: Options) -> Options:
     in_flight = given["in_flight"]
     if given["timeout"] <= 0 or given["retries"] < 0 or (in_flight is not None and in_flight < 1):
         raise InvalidInput("timeout and in_flight must be positive, retries not negative")
+    if given["in_flight_bytes"] < 1:
+        raise InvalidInput(f"in_flight_bytes is {given['in_flight_bytes']}, it must be positive")
     return given

@@ -120,6 +120,11 @@ class ParquetShard(_Closing):
             self._parquet = pq.ParquetFile(file, pre_buffer=False, page_checksum_verification=True)
         except pyarrow.ArrowException as error:
             raise InvalidInput(f"{name} is no readable Parquet file: {error}") from None
+        # Fields of what had no columns of its own are in one; a column of a source may be called so, too.
+        schema = self._parquet.schema_arrow
+        self._mapped = {*schema.names} - _OWN_COLUMNS == {"fields"} and pyarrow.types.is_map(
+            schema.field("fields").type
+        )
         metadata = self._parquet.metadata
         self._ends = list(accumulate(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)))
         self._groups: OrderedDict[int, Any] = OrderedDict()
@@ -141,8 +146,9 @@ class ParquetShard(_Closing):
         except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise InvalidInput(f"{self._name}: row {index} is none of viq extract: {error}") from None
         fields = {name: value for name, value in one.items() if name not in _OWN_COLUMNS}
-        mapped = fields.pop("fields", None)
-        return Row(one["key"], codes, fields if mapped is None else {**fields, **dict(mapped)})
+        if self._mapped:
+            fields = dict(fields.pop("fields") or ())
+        return Row(one["key"], codes, fields)
 
     def _group(self, group: int) -> Any:
         import pyarrow

@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from viq.errors import InvalidInput
 
+_NO_SUCH_NAME = (socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME))
 _FORMS = "http://host:port, https://host:port or, for gRPC, host:port"
 
 
@@ -46,16 +48,32 @@ class Target:
     host: str = ""
     port: int = 0
 
-    async def replicas(self) -> list[str]:
-        """Addresses of all replicas behind the name, in order; the URL itself for HTTP. Empty if there are none now."""
-        if self.kind == "http" or not self.host:
+    @property
+    def authority(self) -> str:
+        """What the server is called by those who ask it."""
+        return urlsplit(self.text).netloc if self.kind == "http" else self.text
+
+    async def replicas(self) -> list[str] | None:
+        """Addresses of all replicas behind the name, in order. Empty if there are none, None if nobody knows now.
+
+        For HTTP that is the URL itself, unless there are several of one kind behind its name.
+        """
+        if not self.host or (self.kind == "http" and (_proxied(self.text, self.host) or "@" in self.authority)):
             return [self.text]
         try:
             found = await asyncio.get_running_loop().getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
-        except OSError:
+        except socket.gaierror as error:
+            return [] if error.errno in _NO_SUCH_NAME else None
+        except (OSError, UnicodeError):
             return []
-        hosts = {f"[{where[0]}]" if family == socket.AF_INET6 else str(where[0]) for family, *_, where in found}
-        return [f"{'ipv6' if host.startswith('[') else 'ipv4'}:{host}:{self.port}" for host in sorted(hosts)]
+        hosts = {f"[{where[0]}]" if family == socket.AF_INET6 else str(where[0]): family for family, *_, where in found}
+        if self.kind == "grpc":
+            return [f"{'ipv6' if host.startswith('[') else 'ipv4'}:{host}:{self.port}" for host in sorted(hosts)]
+        # One address of each kind is one server; httpx finds out which of the two it listens on.
+        preferred = [host for host, family in hosts.items() if family == found[0][0]]
+        parts = urlsplit(self.text)
+        urls = [parts._replace(netloc=f"{host}:{self.port}").geturl() for host in sorted(preferred)]
+        return urls if len(urls) > 1 else [self.text]
 
 
 def targets_of(server: str | Sequence[str]) -> list[Target]:
@@ -86,12 +104,19 @@ def _target(text: str) -> Target:
     except ValueError:
         raise InvalidInput(f"server {text!r}, expected {_FORMS}") from None
     if parts.scheme in ("http", "https") and parts.hostname:
-        return Target("http", text.rstrip("/"))
+        return Target("http", text.rstrip("/"), parts.hostname, port or (443 if parts.scheme == "https" else 80))
     if parts.scheme in ("grpc", "dns") and (parts.hostname or parts.path) and not parts.username:
         host, port = (parts.hostname, port) if parts.hostname else _after_slash(parts.path)
         if host and port:
             return Target("grpc", f"{host}:{port}", host, port)
     raise InvalidInput(f"server {text!r}, expected {_FORMS}")
+
+
+def _proxied(url: str, host: str) -> bool:
+    """Whether the environment has a proxy for it, which is to be told the name."""
+    proxies = getproxies()
+    scheme = urlsplit(url).scheme
+    return bool(proxies.get(scheme) or proxies.get("all")) and not proxy_bypass(host)
 
 
 def _after_slash(path: str) -> tuple[str, int]:

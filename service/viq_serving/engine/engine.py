@@ -29,7 +29,7 @@ from viq_serving.errors import DeadlineExceeded, Internal, NotReady, Overloaded,
 from viq_serving.metrics import Metrics
 
 if TYPE_CHECKING:
-    from viq.model import ViQ
+    from viq_serving.engine.child import Model
 
 log = logging.getLogger("viq.engine")
 
@@ -69,7 +69,7 @@ class Engine:
         self._watching: asyncio.Task[None] | None = None
         self._on_lost: Callable[[str], None] = lambda reason: None
 
-    async def load(self, load: Callable[[], Sequence[ViQ]], on_lost: Callable[[str], None]) -> Sequence[Replica]:
+    async def load(self, load: Callable[[], Sequence[Model]], on_lost: Callable[[str], None]) -> Sequence[Replica]:
         """Run `load` beside the event loop, warm what it gives, and begin to work: a thread for each replica.
 
         `on_lost` hears if the last of them dies. Raises `WeightsError` if replicas are not alike.
@@ -147,6 +147,7 @@ class Engine:
             self._watching.cancel()
         for worker in self._crew.working():
             worker.join()
+            worker.let_go()
         for entry in self._jobs.waiting():
             self.fail(entry, NotReady("the service has stopped"))
 
@@ -254,6 +255,7 @@ class Engine:
             lost = (entry for batch in begun for entry in batch.entries)
             entries = self._jobs.waiting(lost if left else None)
             self._changed.notify_all()
+        worker.let_go()
         self._metrics.device_up.labels(worker.device, self._crew.workers.index(worker)).set(0)
         for entry in entries:
             self.fail(entry, NotReady(f"the device was lost: {reason}"))

@@ -13,9 +13,9 @@ from viq_serving.engine.work import Kind
 from viq_serving.errors import WeightsError
 
 if TYPE_CHECKING:
-    from viq.model import ViQ
+    from viq_serving.engine.child import Model
 
-Replica = Mapping[str, "ViQ"]
+Replica = Mapping[str, "Model"]
 """The models of one device, by size."""
 
 
@@ -37,7 +37,7 @@ class Loaded:
     learned: Sequence[tuple[Kind, int, float]]
 
 
-def loaded(load: Callable[[], Sequence[ViQ]]) -> Loaded:
+def loaded(load: Callable[[], Sequence[Model]]) -> Loaded:
     """Run `load` and warm what it gives; raises `WeightsError` if the replicas are not alike.
 
     A size that comes again begins another replica. It may be the same model: one may compute on several threads at
@@ -49,8 +49,8 @@ def loaded(load: Callable[[], Sequence[ViQ]]) -> Loaded:
     return Loaded(replicas, torch.get_num_threads(), warmed_up(list(distinct.values())))
 
 
-def _replicas(models: Sequence[ViQ]) -> list[Replica]:
-    replicas: list[dict[str, ViQ]] = [{}]
+def _replicas(models: Sequence[Model]) -> list[Replica]:
+    replicas: list[dict[str, Model]] = [{}]
     for model in models:
         if model.size in replicas[-1]:
             replicas.append({})

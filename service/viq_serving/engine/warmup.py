@@ -15,7 +15,7 @@ from viq_serving.engine.work import Kind
 from viq_serving.types import Method
 
 if TYPE_CHECKING:
-    from viq.model import ViQ
+    from viq_serving.engine.child import Model
 
 log = logging.getLogger("viq.engine")
 
@@ -25,7 +25,7 @@ PROBE_SIDE = 32
 _SIDES, _ROUNDS = (PROBE_SIDE, 128), 3
 
 
-def warmed_up(models: Sequence[ViQ]) -> list[tuple[Kind, int, float]]:
+def warmed_up(models: Sequence[Model]) -> list[tuple[Kind, int, float]]:
     """Warm `models` with forwards of each method; cost and seconds of each kind of work at best.
 
     A batch has a price and a patch has one: two sizes tell them apart. At best, because the first forward of
@@ -42,7 +42,7 @@ def warmed_up(models: Sequence[ViQ]) -> list[tuple[Kind, int, float]]:
     return [(kind, cost, seconds) for (kind, cost), seconds in best.items()]
 
 
-def forwards(model: ViQ, side: int) -> list[tuple[Method, int, float]]:
+def forwards(model: Model, side: int) -> list[tuple[Method, int, float]]:
     """One forward of each method on a grey square of `side` pixels: method, cost and seconds of each."""
     grey = Patches.of(np.full((side, side, 3), 128, np.uint8))
     patches, taken = len(grey.rows), list[tuple[Method, int, float]]()

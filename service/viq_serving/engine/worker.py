@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import torch
 
 from viq.launched import Launched
+from viq_serving.engine.child import ChildModel, ProcessEnded
 from viq_serving.engine.memory import free_memory, out_of_memory
 from viq_serving.engine.warmup import PROBE_SIDE, forwards
 from viq_serving.engine.work import Batch, Entry
 from viq_serving.errors import Internal, ViQError
 
 if TYPE_CHECKING:
-    from viq.model import ViQ
+    from viq_serving.engine.child import Model
 
 T = TypeVar("T")
 
@@ -85,7 +86,7 @@ class _Flight:
 class Worker:
     """The thread of one device, and the models that are computed on it, by size."""
 
-    def __init__(self, desk: Desk, models: Mapping[str, ViQ], threads: int) -> None:
+    def __init__(self, desk: Desk, models: Mapping[str, Model], threads: int) -> None:
         """`threads` are those of the processor for all workers on it."""
         self.models, self.device = models, next(iter(models.values())).device
         self.busy_since: float | None = None
@@ -114,6 +115,12 @@ class Worker:
         """Wait for the thread to end, which it does when `Desk.take` gives no batch after waiting."""
         if self._thread is not None:
             self._thread.join(timeout_s)
+
+    def let_go(self) -> None:
+        """End the processes that compute for it, if any."""
+        for model in self.models.values():
+            if isinstance(model, ChildModel):
+                model.close()
 
     def _live(self) -> None:
         flights: deque[_Flight] = deque()
@@ -156,6 +163,8 @@ class Worker:
     def _recover(self, entries: list[Entry], error: Exception) -> None:
         """Compute again what failed: halves if memory ran out, else one by one, so that one bad entry fails alone."""
         self.busy_since = monotonic()
+        if isinstance(error, ProcessEnded):
+            raise error  # no entry is to blame
         if len(entries) == 1:
             self._fail(entries[0], error)
             return

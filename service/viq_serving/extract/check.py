@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from viq.codes import Codes
 from viq_serving.client.shards import Row, open_shard
@@ -13,6 +14,8 @@ from viq_serving.extract.errors import OutputMismatch
 from viq_serving.extract.extraction import Encoding
 from viq_serving.extract.output import MANIFEST, Output, Record, Run, shard_name
 from viq_serving.extract.sources import Source
+
+_LISTED = ("shard", "items", "images", "bytes", "sha256")
 
 
 @dataclass
@@ -33,20 +36,18 @@ def check(
     Raises `OutputMismatch` if nothing was extracted there.
     """
     found = Findings()
-    records = list(_records(output, run))
+    records = _records(output, run, found)
     if not records:
         raise OutputMismatch(f"{output.address} holds no finished shard")
-    if output.json(MANIFEST) is None:
-        found.wrong.append(f"there is no {MANIFEST}: the extraction is not complete, run it again to go on")
-    absent = {position for record in records for position in record.without_codes}
+    absent = {position for record in records.values() for position in record.without_codes}
     kept = [
         index * run.shard_items + i
-        for index, record in enumerate(records)
+        for index, record in records.items()
         for i in random.Random(f"{seed} {index}").sample(range(record.items), min(record.items, sample))  # noqa: S311
     ]
     chosen = frozenset(random.Random(seed).sample(kept, min(len(kept), sample)))  # noqa: S311
     stored: dict[int, Codes] = {}
-    for index, record in enumerate(records):
+    for index, record in records.items():
         stored |= _read(output, run, index, record, chosen, absent, found)
         told(1)
     again = encoding.encoded(item for item in source.items(chosen.__contains__) if item.position in chosen)
@@ -65,11 +66,28 @@ def check(
     return found
 
 
-def _records(output: Output, run: Run) -> list[Record]:
-    records: list[Record] = []
-    while (record := output.record(shard_name(run.format, len(records)))) is not None:
-        records.append(record)
+def _records(output: Output, run: Run, found: Findings) -> dict[int, Record]:
+    """Records of the shards that are there; which are not, or are not what the manifest says, is added to `found`."""
+    manifest = output.json(MANIFEST)
+    if manifest is None:
+        found.wrong.append(f"there is no {MANIFEST}: the extraction is not complete, run it again to go on")
+    rows = [] if manifest is None else list(manifest.get("shard_list", []))
+    records: dict[int, Record] = {}
+    for index in range(max(len(rows), output.recorded())):
+        name = shard_name(run.format, index)
+        record = output.record(name)
+        if record is None:
+            found.wrong.append(f"{name}: is missing, or not as long as its record says; run the extraction again")
+            continue
+        records[index] = record
+        listed = rows[index] if index < len(rows) else {}
+        if manifest is not None and any(listed.get(key) != getattr(record, key) for key in _LISTED):
+            found.wrong.append(f"{name}: {MANIFEST} lists it as {_few(listed)}, its record as {_few(asdict(record))}")
     return records
+
+
+def _few(row: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {row.get(key)}" for key in _LISTED)
 
 
 def _read(

@@ -94,7 +94,7 @@ class ShardActor:
 
     def __call__(self, batch: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
         """Make the shard, unless it is done; what is in it."""
-        index, output = int(batch["shard"][0]), Output(self._job.output)
+        index, output = int(batch["shard"][0]), Output(self._job.output, self._run)
         name = shard_name(self._run.format, index)
         if output.record(name) is None:
             items = self._run.shard_items
@@ -122,7 +122,6 @@ class ClusterExtraction:
 
     def __init__(self, source: Source, output: Output, run: Run) -> None:
         self._source, self._output, self._run = source, output, run
-        self.tally = Tally()
         self.tally = Tally()
         self.told: Callable[[Tally], None] = lambda tally: None
         self.total: float | None = None
@@ -157,7 +156,7 @@ class ClusterExtraction:
             shards[-1].add(item.key)
         if not shards:
             raise InvalidInput("the source holds no image")
-        beyond = self._output.record(shard_name(self._run.format, len(shards)))
+        beyond = self._output.beyond(self._run, len(shards))
         if beyond is not None:
             raise changed(self._output, beyond)
         return shards

@@ -112,7 +112,7 @@ class Extraction:
             else:
                 self._pass(item)
         self._check()
-        beyond = self._output.record(shard_name(self._run.format, -(-self._count // self._run.shard_items)))
+        beyond = self._output.beyond(self._run, -(-self._count // self._run.shard_items))
         if beyond is not None:
             raise changed(self._output, beyond)
 

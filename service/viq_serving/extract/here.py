@@ -21,7 +21,7 @@ import numpy.typing as npt
 from viq.codes import Codes
 from viq.cost import encode_cost
 from viq.errors import ViQError
-from viq_serving.extract.errors import DeviceLost
+from viq_serving.extract.errors import DeviceLost, PlaceError
 from viq_serving.extract.quality import QualityGate
 from viq_serving.extract.results import Result, Unforeseen, read_fields
 from viq_serving.extract.sources import Item
@@ -120,7 +120,8 @@ class Here:
     def encoded(self, items: Iterable[Item]) -> Iterator[Result]:
         """What becomes of each of `items`, in their order; they are read as there is room.
 
-        Raises `DeviceLost` if a device can no longer compute, and whatever reading `items` raises.
+        Raises `DeviceLost` if a device can no longer compute, `PlaceError` if what images are read from can no longer
+        be read, and whatever reading `items` raises.
         """
         window: deque[_Slot] = deque()
         for item in items:
@@ -153,6 +154,8 @@ class Here:
             self._changed.wait_for(lambda: slot.result is not None or self._lost is not None)
             if slot.result is None:
                 raise DeviceLost(f"the device is lost: {self._lost}") from self._lost
+            if isinstance(slot.result, PlaceError):
+                raise slot.result
             window.popleft()
             self._held -= slot.item.held
         return Result(slot.item, slot.result, slot.fields)
@@ -275,7 +278,11 @@ class Here:
             if self._gate is None or not pack:
                 return results
             pairs = zip(pack, results, strict=True)
-            return [self._gate.judged(model, slot.pixels, codes) for slot, codes in pairs if slot.pixels is not None]
+            return [
+                self._gate.judged(slot.pixels, codes, model.launch_decode([codes]).results()[0])
+                for slot, codes in pairs
+                if slot.pixels is not None
+            ]
         except Exception as error:  # noqa: BLE001  # the caller looks at it
             return error
 

@@ -108,6 +108,11 @@ def member_key(key: str) -> str:
     return "/".join([*parts, name or "%"])
 
 
+def member_field(field: str) -> str:
+    """`field` as what follows the first dot of a member's name, which may hold no slash."""
+    return field.replace("%", "%25").replace("/", "%2F").replace("\0", "%00") if {*"/\0"} & {*field} else field
+
+
 def shown(name: str) -> str:
     """A file's name as text: bytes that are no UTF-8 as `\\xNN`."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ from viq_serving.extract.places import Disk, drop, joined, place_of
 from viq_serving.extract.sinks import SUFFIX, Format
 
 VERSION = 1
+_RECORD = re.compile(r"codes-(\d{6,})\.json")
 RUN, MANIFEST, FAILURES, REJECTED = "extract.json", "manifest.json", "failures.jsonl", "rejected.jsonl"
 
 
@@ -96,10 +98,12 @@ class Record:
 class Output:
     """A folder of shards, on disk or anywhere fsspec reaches."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, run: Run | None = None) -> None:
+        """`run` is what was begun there by somebody else, and what this is to go on with."""
         self.address = address
         self._place, self._path = place_of(address)
         self._spool = Path()
+        self._run = run
 
     @contextmanager
     def opened(self, lock: str = "") -> Iterator[None]:
@@ -127,18 +131,31 @@ class Output:
 
     def begin(self, run: Run) -> Run:
         """Say what is to be here, or find that the same was begun; raises `OutputMismatch` if it was something else."""
+        if self.begun() is None:
+            path = self.new(RUN)
+            path.write_text(_written(asdict(run)), encoding="utf-8")
+            self._place.put_first(path, joined(self._path, RUN))
+        self._run = run
+        self._hold()
+        return run
+
+    def _hold(self) -> None:
+        """Raise `OutputMismatch` unless what was begun here is what this run makes.
+
+        Also before each shard: where files appear without a word who was first, two runs may both believe to be it.
+        """
+        if self._run is None:
+            return
         begun = self.begun()
         if begun is None:
-            self._put_json(RUN, asdict(run))
-            return run
+            raise OutputMismatch(f"{self.address}/{RUN} is gone")
         different = [
             f"{name} {getattr(begun, name)!r}, now {value!r}"
-            for name, value in asdict(run).items()
+            for name, value in asdict(self._run).items()
             if name != "sources" and getattr(begun, name) != value
         ]
         if different:
             raise OutputMismatch(f"{self.address} was begun with {'; with '.join(different)}: use another folder")
-        return begun
 
     def begun(self) -> Run | None:
         """What was begun here, if anything was."""
@@ -160,12 +177,26 @@ class Output:
         record = _record(found, f"{self.address}/{shard}")
         return record if self._place.size(joined(self._path, shard)) == record.bytes else None
 
+    def recorded(self) -> int:
+        """How many shards there are by the highest number that a record has; some may be missing."""
+        try:
+            found = [_RECORD.fullmatch(name) for name, _ in self._place.entries(self._path)]
+        except OSError as error:
+            raise PlaceError(f"{self.address}: {error.strerror or error}") from None
+        return 1 + max((int(one[1]) for one in found if one is not None), default=-1)
+
+    def beyond(self, run: Run, shards: int) -> Record | None:
+        """The record of a finished shard that comes after so many, if there is one."""
+        names = (shard_name(run.format, index) for index in range(shards, self.recorded()))
+        return next((record for name in names if (record := self.record(name)) is not None), None)
+
     def new(self, shard: str) -> Path:
         """Where to write a shard that is not finished."""
         return self._spool / shard
 
     def finish(self, record: Record) -> None:
-        """Make a written shard appear, then its record."""
+        """Make a written shard appear, then its record; raises `OutputMismatch` if another run was begun here."""
+        self._hold()
         path = self.new(record.shard)
         with path.open("rb") as file:
             record.sha256 = hashlib.file_digest(file, "sha256").hexdigest()
@@ -220,7 +251,7 @@ class Output:
 
     def _put_json(self, name: str, value: Mapping[str, Any]) -> None:
         path = self.new(name)
-        path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+        path.write_text(_written(value), encoding="utf-8")
         self._place.put(path, joined(self._path, name))
 
     def _tidy(self, lock: str) -> None:
@@ -246,6 +277,10 @@ class Output:
                 raise PlaceError(f"{self.address} is being written by another viq extract") from None
             os.set_inheritable(file.fileno(), False)
             yield
+
+
+def _written(value: Mapping[str, Any]) -> str:
+    return json.dumps(value, indent=1) + "\n"
 
 
 def shard_name(format: Format, index: int) -> str:

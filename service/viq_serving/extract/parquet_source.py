@@ -16,7 +16,7 @@ from viq_serving.extract.sources import Item, Kind, Reading, Wanted, bounded, co
 
 _IMAGE_NAMES = ("image", "img", "jpg", "jpeg", "png", "webp", "image_bytes", "bytes")
 _KEY_NAMES = ("key", "__key__", "id")
-_ROWS = 64  # of a row group decoded at a time; a whole one may hold gigabytes of images
+_ROWS, _ROWS_BYTES = 64, 64 * 2**20  # of a row group decoded at a time; a whole one may hold gigabytes of images
 _BUFFER = 2**20
 
 Columns = Any  # a pyarrow schema
@@ -91,7 +91,9 @@ class Rows:
         if not names:
             yield from ({} for _ in range(file.metadata.row_group(group).num_rows))
             return
-        for batch in file.iter_batches(_ROWS if contents else 2**14, row_groups=[group], columns=names):
+        about = file.metadata.row_group(group)
+        fit = max(1, min(_ROWS, _ROWS_BYTES * about.num_rows // max(1, about.total_byte_size)))
+        for batch in file.iter_batches(fit if contents else 2**14, row_groups=[group], columns=names):
             yield from batch.to_pylist()
 
     def _keys(self, file: Any, group: int, count: int) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 
 from viq_serving.extract.errors import PlaceError
+from viq_serving.extract.steady import SteadyFile, steady
 
 _OBJECT_STORES = frozenset(("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oss", "oci", "r2", "hf", "memory"))
 """Where a file that is written appears whole or not at all. Elsewhere it is written under another name first."""
@@ -31,6 +32,12 @@ class Place(Protocol):
 
     def put(self, local: Path, path: str) -> None:
         """Make the finished file `local` appear at `path` in one step, in place of what was there; `local` is gone."""
+
+    def put_first(self, local: Path, path: str) -> bool:
+        """As `put`, unless there is something at `path`: then nothing is done, and the answer is False.
+
+        Of several who do so at once, on a disk one puts it; elsewhere each may believe so, and must look again.
+        """
 
     def remove(self, path: str) -> None:
         """Remove the file at `path` if there is one."""
@@ -77,6 +84,21 @@ class Disk:
         finally:
             os.close(folder)
 
+    def put_first(self, local: Path, path: str) -> bool:
+        """Link, which fails where there is a file, then as `put`."""
+        if Path(path).exists():
+            return False
+        with local.open("rb") as file:
+            os.fsync(file.fileno())
+        try:
+            Path(path).hardlink_to(local)
+        except FileExistsError:
+            return False
+        except OSError:  # a file system without links
+            pass
+        self.put(local, path)
+        return True
+
     def remove(self, path: str) -> None:
         """Remove the file."""
         Path(path).unlink(missing_ok=True)
@@ -87,7 +109,7 @@ class Disk:
 
 
 class Remote:
-    """A file system of fsspec."""
+    """A file system of fsspec. What fails in passing is tried again, then it is a `PlaceError`."""
 
     def __init__(self, protocol: str, system: Any) -> None:
         self._system = system
@@ -95,37 +117,53 @@ class Remote:
 
     def entries(self, folder: str) -> Iterator[tuple[str, bool]]:
         """As the file system lists them, afresh."""
-        for entry in self._system.ls(folder, detail=True, refresh=True):
+        for entry in steady(folder, lambda: self._system.ls(folder, detail=True, refresh=True)):
             name = str(entry["name"]).rstrip("/").rpartition("/")[2]
             if name and str(entry["name"]).rstrip("/") != folder.rstrip("/"):  # stores list the folder itself, too
                 yield name, entry["type"] == "directory"
 
     def is_folder(self, path: str) -> bool:
         """Whether there is a folder at `path`."""
-        return bool(self._system.isdir(path))
+        return bool(steady(path, lambda: self._system.isdir(path)))
 
     def open(self, path: str) -> IO[bytes]:
         """The file at `path`."""
-        opened: IO[bytes] = self._system.open(path, "rb")
+        opened: IO[bytes] = SteadyFile(path, steady(path, lambda: self._system.open(path, "rb")))  # type: ignore[assignment]
         return opened
 
     def size(self, path: str) -> int | None:
         """Bytes of the file."""
+
+        def asked() -> int:
+            try:
+                return int(self._system.info(path, refresh=True)["size"])
+            except TypeError:  # a file system whose info takes no options
+                return int(self._system.info(path)["size"])
+
         try:
-            return int(self._system.info(path, refresh=True)["size"])
+            return steady(path, asked)
         except FileNotFoundError:
             return None
-        except TypeError:  # a file system whose info takes no options
-            return int(self._system.info(path)["size"])
 
     def put(self, local: Path, path: str) -> None:
         """Upload; where a half-written file could be seen, under another name first."""
-        if self._whole:
-            self._system.put_file(str(local), path)
-        else:
-            self._system.put_file(str(local), f"{path}.part")
-            self._system.mv(f"{path}.part", path)
+
+        def uploaded() -> None:
+            if self._whole:
+                self._system.put_file(str(local), path)
+            else:
+                self._system.put_file(str(local), f"{path}.part")
+                self._system.mv(f"{path}.part", path)
+
+        steady(path, uploaded)
         local.unlink()
+
+    def put_first(self, local: Path, path: str) -> bool:
+        """Look, then upload."""
+        if self.size(path) is not None:
+            return False
+        self.put(local, path)
+        return True
 
     def remove(self, path: str) -> None:
         """Remove the file."""
@@ -134,7 +172,7 @@ class Remote:
 
     def make_folder(self, path: str) -> None:
         """Make the folder, where there is such a thing."""
-        self._system.makedirs(path, exist_ok=True)
+        steady(path, lambda: self._system.makedirs(path, exist_ok=True))
 
 
 def place_of(address: str) -> tuple[Place, str]:

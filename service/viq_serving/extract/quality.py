@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
-
 import numpy as np
 import numpy.typing as npt
 
@@ -12,13 +10,6 @@ from viq.errors import ViQError
 from viq_serving.similarity import psnr
 
 Pixels = npt.NDArray[np.uint8]
-
-
-class Decoding(Protocol):
-    """What is needed of `viq.ViQ`."""
-
-    def launch_decode(self, codes: Any) -> Any:
-        """Hand codes to the device; `results()` are pictures."""
 
 
 class LowQuality(ViQError):
@@ -34,14 +25,13 @@ class LowQuality(ViQError):
 class QualityGate:
     """Refuses pictures whose codes give back less than `least` dB of PSNR, rounded to 0.01 dB.
 
-    Each is decoded alone, so that what became of it does not depend on its company.
+    What is decoded for it is decoded so that it does not depend on its company: alone, or by a service.
     """
 
     def __init__(self, least: float) -> None:
         self._least = least
 
-    def judged(self, model: Decoding, pixels: Pixels, codes: Codes) -> Codes | LowQuality:
-        """`codes`, or why they are not worth it."""
-        (decoded,) = model.launch_decode([codes]).results()
+    def judged(self, pixels: Pixels, codes: Codes, decoded: Pixels) -> Codes | LowQuality:
+        """`codes`, or why they are not worth it; `decoded` is what they give back."""
         found = round(psnr(pixels, decoded), 2)
         return codes if found >= self._least else LowQuality(found, self._least)

@@ -5,22 +5,29 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 
 from viq.codes import Codes
-from viq_serving.extract.names import member_key
+from viq.errors import InvalidInput
+from viq_serving.extract.errors import PlaceError
+from viq_serving.extract.names import member_field, member_key
 from viq_serving.extract.packages import arrow
 
 Format: TypeAlias = Literal["webdataset", "parquet"]
 SUFFIX: Mapping[Format, str] = {"webdataset": "tar", "parquet": "parquet"}
 
 OWN_COLUMNS = ("key", "codes", "grid", "image_size", "size", "fingerprint")
+_OWN_MEMBERS, _JSON = ("codes.npy", "codes.json"), "json"
+_FROM_SOURCE = "source_"
+"""What stands before the name of a field that would otherwise have one of ours."""
+
 _FIELDS = "fields"
 _GROUP_ROWS, _GROUP_CODES = 1000, 2**18  # a row group is what must be read for one row of it
+_GROUP_FIELDS_BYTES = 64 * 2**20  # it is held until it is written
 
 
 class Sink(Protocol):
@@ -56,11 +63,12 @@ class TarSink:
         self._put(f"{name}.codes.npy", npy(codes))
         self._put(f"{name}.codes.json", json.dumps(about).encode())
         plain = {field: value for field, value in fields.items() if not isinstance(value, bytes)}
+        own = (*_OWN_MEMBERS, _JSON) if plain else _OWN_MEMBERS
         for field, value in fields.items():
             if isinstance(value, bytes):
-                self._put(f"{name}.{field}", value)
+                self._put(f"{name}.{_FROM_SOURCE if field in own else ''}{member_field(field)}", value)
         if plain:  # columns of a Parquet file
-            self._put(f"{name}.json", json.dumps(plain, default=str).encode())
+            self._put(f"{name}.{_JSON}", json.dumps(plain, default=str).encode())
         self._tar.members = []  # type: ignore[attr-defined]  # it would keep every header
 
     def close(self) -> None:
@@ -80,9 +88,15 @@ class ParquetSink:
     """Parquet: a row an image, `codes` a list of uint16, `grid` and `image_size` lists of two."""
 
     def __init__(self, path: Path, columns: Any) -> None:
-        """`columns` is the schema of the fields; None: they are all bytes, in one column of a map."""
+        """`columns` is the schema of the fields; None: they are all bytes, in one column of a map.
+
+        A column of a name that is ours is written as `source_` and its name. Raises `InvalidInput` if that is taken.
+        """
         pa = self._arrow = arrow()
-        fields = pa.schema([(_FIELDS, pa.map_(pa.string(), pa.binary()))]) if columns is None else columns
+        self._names = {} if columns is None else _named(columns.names)
+        fields = pa.schema([(_FIELDS, pa.map_(pa.string(), pa.binary()))])
+        if columns is not None:
+            fields = pa.schema([one.with_name(self._names[one.name]) for one in columns])
         own = [
             ("key", pa.string()),
             ("codes", pa.list_(pa.uint16())),
@@ -96,7 +110,7 @@ class ParquetSink:
         self._file: IO[bytes] = path.open("wb")
         self._writer = pa.parquet.ParquetWriter(self._file, self._schema, compression="zstd", write_page_checksum=True)
         self._rows: dict[str, list[Any]] = {name: [] for name in self._schema.names}
-        self._codes = 0
+        self._codes = self._field_bytes = 0
 
     def add(self, key: str, codes: Codes, fields: Mapping[str, Any]) -> None:
         """Write one row."""
@@ -108,11 +122,13 @@ class ParquetSink:
             "size": codes.size,
             "fingerprint": codes.fingerprint,
         }
-        row |= {_FIELDS: list(fields.items())} if self._mapped else fields
+        row |= {_FIELDS: list(fields.items())} if self._mapped else {self._names[n]: v for n, v in fields.items()}
         for name, column in self._rows.items():
             column.append(row.get(name))
         self._codes += codes.array.size
-        if len(self._rows["key"]) >= _GROUP_ROWS or self._codes >= _GROUP_CODES:
+        self._field_bytes += sum(len(value) for value in fields.values() if isinstance(value, (bytes, str)))
+        full = self._codes >= _GROUP_CODES or self._field_bytes >= _GROUP_FIELDS_BYTES
+        if full or len(self._rows["key"]) >= _GROUP_ROWS:
             self._flush()
 
     def close(self) -> None:
@@ -126,8 +142,23 @@ class ParquetSink:
             self._file.close()
 
     def _flush(self) -> None:
-        self._writer.write_table(self._arrow.table(self._rows, schema=self._schema))
-        self._rows, self._codes = {name: [] for name in self._rows}, 0
+        try:
+            table = self._arrow.table(self._rows, schema=self._schema)
+        except self._arrow.ArrowException as error:
+            raise PlaceError(
+                f"a column is not of the type that it has in the first file of the source: {error}"
+            ) from None
+        self._writer.write_table(table)
+        self._rows, self._codes, self._field_bytes = {name: [] for name in self._rows}, 0, 0
+
+
+def _named(columns: Sequence[str]) -> dict[str, str]:
+    named = {name: f"{_FROM_SOURCE}{name}" if name in OWN_COLUMNS else name for name in columns}
+    if len(set(named.values())) < len(columns):
+        raise InvalidInput(
+            f"columns {', '.join(columns)} cannot be written beside {', '.join(OWN_COLUMNS)}: see --fields"
+        )
+    return named
 
 
 def npy(codes: Codes) -> bytes:

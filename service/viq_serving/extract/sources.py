@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias
 
 from viq.errors import InvalidInput, TooLarge, ViQError
 from viq_serving.extract.errors import PlaceError
 from viq_serving.extract.names import expanded, in_order, is_image, is_pattern, matcher, shown, split_pattern
 from viq_serving.extract.places import Place, joined, place_of
+from viq_serving.extract.steady import OF_THE_SYSTEM
 
 Kind: TypeAlias = Literal["images", "tar", "parquet"]
 Wanted: TypeAlias = Callable[[int], bool]
@@ -89,7 +91,7 @@ class Pictures:
         for address in roots:
             place, path = place_of(address)
             prefix = ""
-            if is_pattern(path):
+            if _is_pattern_here(place, path):
                 root, pattern = split_pattern(path)
                 match, depth = matcher(pattern), None if "**" in pattern else pattern.count("/")
                 prefix = _prefix(root) if len(roots) > 1 else ""
@@ -114,7 +116,10 @@ class Pictures:
 
 
 class _Read:
-    """Reads one file, trying again where the system fails in passing."""
+    """Reads one file, trying again where the system fails in passing.
+
+    Raises `InvalidInput` for what is wrong with that file, `PlaceError` where any other would fare no better now.
+    """
 
     def __init__(self, place: Place, path: str, max_bytes: int) -> None:
         self._place, self._path, self._max_bytes = place, path, max_bytes
@@ -127,8 +132,11 @@ class _Read:
             except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
                 raise InvalidInput(f"cannot be read: {error.strerror or error}") from None
             except OSError as error:
-                if not left:
-                    raise InvalidInput(f"cannot be read: {error.strerror or error}") from None
+                if left:
+                    continue
+                if error.errno in OF_THE_SYSTEM:
+                    raise PlaceError(f"{self._path}: {error.strerror or error}") from None
+                raise InvalidInput(f"cannot be read: {error.strerror or error}") from None
         raise AssertionError("unreachable")
 
 
@@ -171,15 +179,46 @@ def walked(place: Place, root: str, depth: int | None) -> Iterator[str]:
 
 
 def containers(addresses: Sequence[str]) -> Iterator[tuple[Place, str]]:
-    """The files that addresses of tar shards or Parquet files name, in order."""
+    """The files that addresses of tar shards or Parquet files name, in order; raises `PlaceError` as `Source.items`."""
     for address in (one for pattern in addresses for one in expanded(pattern)):
         place, path = place_of(address)
-        if not is_pattern(path):
+        if not _is_pattern_here(place, path):
             yield place, path
             continue
         root, pattern = split_pattern(path)
         match, depth = matcher(pattern), None if "**" in pattern else pattern.count("/")
-        yield from ((place, joined(root, name)) for name in walked(place, root, depth) if match.fullmatch(name))
+        try:
+            yield from ((place, joined(root, name)) for name in walked(place, root, depth) if match.fullmatch(name))
+        except OSError as error:
+            raise PlaceError(f"{error.filename or address}: {error.strerror or error}") from None
+
+
+def names_file(addresses: Sequence[str], file: str) -> bool:
+    """Whether a pattern among `addresses` stands for the file at the address `file`, if there were one."""
+    place, target = _absolute(file)
+    for address in (one for pattern in addresses for one in expanded(pattern)):
+        there, path = _absolute(address)
+        if there == place and is_pattern(path):
+            root, pattern = split_pattern(path)
+            root = "" if root == "/" else root
+            if target.startswith(f"{root}/") and matcher(pattern).fullmatch(target[len(root) + 1 :]):
+                return True
+    return False
+
+
+def _absolute(address: str) -> tuple[str, str]:
+    protocol, mark, path = address.partition("://")
+    return (protocol, path) if mark and protocol != "file" else ("", str(Path(path or address).resolve()))
+
+
+def _is_pattern_here(place: Place, path: str) -> bool:
+    """Whether `path` has wildcards, and is not the name of something itself: `[2020] trip`."""
+    if not is_pattern(path):
+        return False
+    try:
+        return place.size(path) is None and not place.is_folder(path)
+    except OSError:
+        return True
 
 
 def _prefix(root: str) -> str:

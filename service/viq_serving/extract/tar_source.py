@@ -15,11 +15,22 @@ from viq_serving.extract.sources import Item, Kind, Reading, Wanted, containers,
 OWN_FIELDS = ("codes.npy", "codes.json")
 """What codes are written under: members of these names are not taken along."""
 
-_DAMAGED = (tarfile.TarError, EOFError, UnicodeDecodeError)
+_DAMAGED = (tarfile.TarError, EOFError, UnicodeDecodeError, ValueError)
+_LONGEST_HEADER, _LONGEST_MEMBER = 2**20, 2**42  # no file is longer, and no place in one is further
+_READ_WHOLE = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, *(b"L", b"K"))  # long names and the like
 
 
 class _Header(tarfile.TarInfo):
     """A header that tells the archive why it was none: `tarfile` takes a damaged header for the end."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Header:
+        header = super().frombuf(buf, encoding, errors)
+        limit = _LONGEST_HEADER if header.type in _READ_WHOLE else _LONGEST_MEMBER
+        if not 0 <= header.size <= limit:
+            wrong = f"a header says {header.size} bytes, the limit is {limit}"
+            raise tarfile.InvalidHeaderError(wrong)  # type: ignore[attr-defined]
+        return header
 
     @classmethod
     def fromtarfile(cls, archive: tarfile.TarFile) -> _Header:

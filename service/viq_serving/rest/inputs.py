@@ -20,6 +20,7 @@ from viq_serving.tokenizer import Tokenizer
 from viq_serving.types import ModelInfo
 
 _JSON, _NPZ, _BYTES, _PARTS = "application/json", "application/x-npz", "application/octet-stream", "multipart/form-data"
+_VIQ = "application/x-viq"
 
 
 def tokenizer_of(request: Request) -> Tokenizer:
@@ -82,25 +83,27 @@ async def images_of(request: Request) -> list[Item[bytes]]:
 
 
 async def codes_of(request: Request, size: str | None) -> list[Item[Codes | ViQError]]:
-    """The codes in the body, JSON, raw or npz; those that name no size are of `size`, or of the default one.
+    """The codes in the body, JSON, raw, npz or compact; those that name no size are of `size`, or of the default one.
 
     Raises `UnsupportedMediaType` for any other body, before reading it.
     """
     kind, default = media_type(request), tokenizer_of(request).model(size).size
-    if kind not in (_JSON, _NPZ, _BYTES):
-        raise UnsupportedMediaType(f"body is {kind}, expected codes: {_JSON}, {_NPZ} or {_BYTES}")
+    if kind not in (_JSON, _NPZ, _VIQ, _BYTES):
+        raise UnsupportedMediaType(f"body is {kind}, expected codes: {_JSON}, {_NPZ}, {_VIQ} or {_BYTES}")
     body = await body_of(request)
     if kind == _JSON:
         return await aside(len(body), codes_of_json, body, default, settings_of(request).max_images)
     if kind == _NPZ:
         return [Item(await run_in_threadpool(Codes.from_npz, body))]
+    if kind == _VIQ:
+        return [Item(await run_in_threadpool(Codes.from_viq, body))]
     return [Item(codes_of_raw(body, request.headers, default))]
 
 
 async def inputs_of(request: Request, size: str | None) -> Sequence[Item[bytes | Codes | ViQError]]:
     """Codes or images, whichever the body is: raw bytes are codes if `ViQ-Grid` says what shape they have."""
     kind = media_type(request)
-    if kind in (_JSON, _NPZ) or (kind == _BYTES and "viq-grid" in request.headers):
+    if kind in (_JSON, _NPZ, _VIQ) or (kind == _BYTES and "viq-grid" in request.headers):
         return await codes_of(request, size)
     return await images_of(request)
 

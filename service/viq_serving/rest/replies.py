@@ -25,9 +25,12 @@ from viq_serving.types import Features, ModelInfo, Picture, PictureFormat, Plan,
 T = TypeVar("T")
 
 JSON, RAW, NPY, NPZ = "application/json", "application/octet-stream", "application/x-npy", "application/x-npz"
+VIQ = "application/x-viq"
 PICTURES: dict[str, PictureFormat] = {"image/png": "png", "image/jpeg": "jpeg", "image/webp": "webp"}
 
 _OF_ALL = ("overloaded", "not_ready", "deadline_exceeded")  # refusals of a request, which have no results
+
+_COMPACT_EFFORT = 10_000  # some milliseconds however few the codes are
 
 _PSNR_DIGITS, _SSIM_DIGITS = 4, 6
 
@@ -46,6 +49,11 @@ def weight(results: Results[Codes] | Results[Features] | Results[Picture] | Resu
     return sum(len(one.data) if isinstance(one, Picture) else one.array.nbytes for one in made)
 
 
+def effort(results: Results[Codes], form: str) -> int:
+    """The same, counted by the time that the reply of encode takes: zstandard searches long for the compact form."""
+    return weight(results) * (_COMPACT_EFFORT if form == VIQ else 1)
+
+
 def encoded(
     results: Results[Codes],
     names: Names,
@@ -54,7 +62,7 @@ def encoded(
     tag: str | None,
     exchange: Exchange,
 ) -> Response:
-    """The reply of encode as `form`; raw and npz hold one result. `tag` is its ETag if it has one."""
+    """The reply of encode as `form`; all but JSON hold one result. `tag` is its ETag if it has one."""
     if form == JSON:
 
         def fields(one: Codes) -> dict[str, object]:
@@ -62,7 +70,7 @@ def encoded(
 
         return _listed(results, names, fields, exchange, cache_headers(tag))
     one = _good(results)[0]
-    data = one.to_bytes() if form == RAW else one.npz_bytes()
+    data = {RAW: one.to_bytes, NPZ: one.npz_bytes, VIQ: one.viq_bytes}[form]()
     headers = _shape_headers(results.model, one) | cache_headers(tag)
     return Response(data, headers=headers, media_type=form)
 

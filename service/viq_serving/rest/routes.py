@@ -16,7 +16,7 @@ from viq_serving.rest.etag import etag, matches, not_modified
 from viq_serving.rest.exchange import exchange_of, noted
 from viq_serving.rest.inputs import codes_of, images_of, inputs_of, json_of, pick, settings_of, size_of, tokenizer_of
 from viq_serving.rest.negotiate import choose
-from viq_serving.rest.replies import JSON, NPY, NPZ, PICTURES, RAW
+from viq_serving.rest.replies import JSON, NPY, NPZ, PICTURES, RAW, VIQ
 from viq_serving.rest.schemas import (
     DECODE,
     EMBED,
@@ -42,7 +42,7 @@ _PICTURES_OR_JSON = ("image/png", JSON, "image/jpeg", "image/webp")
 @router.post("/encode", **ENCODE)
 async def encode(request: Request, query: Annotated[EncodeOptions, Query()]) -> Response:
     """Images in, codes out."""
-    form, model, terms = choose(request, (JSON, RAW, NPZ)), pick(request, query.size), terms_of(request)
+    form, model, terms = choose(request, (JSON, RAW, NPZ, VIQ)), pick(request, query.size), terms_of(request)
     items = await images_of(request)
     if len(items) > 1 and form != JSON:
         raise InvalidInput(f"{form} holds one image, the request has {len(items)}: ask for JSON with ?codes=base64")
@@ -52,7 +52,7 @@ async def encode(request: Request, query: Annotated[EncodeOptions, Query()]) -> 
     files = [ImageFile(item.value, query.pixels()) for item in items]
     results = await noted(request, len(items), tokenizer_of(request).encode(files, model, terms))
     names, exchange = [item.name for item in items], exchange_of(request)
-    return await aside(replies.weight(results), replies.encoded, results, names, form, query.codes, tag, exchange)
+    return await aside(replies.effort(results, form), replies.encoded, results, names, form, query.codes, tag, exchange)
 
 
 @router.post("/decode", **DECODE)

@@ -117,7 +117,12 @@ _PARTS: dict[str, Any] = {
     }
 }
 _IMAGES = {"image/*": _BINARY, "application/octet-stream": _BINARY, "multipart/form-data": _PARTS}
-_CODES = {"application/json": _OBJECT, "application/octet-stream": _BINARY, "application/x-npz": _BINARY}
+_CODES = {
+    "application/json": _OBJECT,
+    "application/octet-stream": _BINARY,
+    "application/x-npz": _BINARY,
+    "application/x-viq": _BINARY,
+}
 _ERROR = {
     "description": "Any error",
     "content": {
@@ -149,11 +154,7 @@ def _described(
     return {"summary": summary, "openapi_extra": extra, "responses": {200: done, "default": _ERROR}}
 
 
-ENCODE = _described(
-    "Images to codes",
-    _IMAGES,
-    {"application/json": _OBJECT, "application/octet-stream": _BINARY, "application/x-npz": _BINARY},
-)
+ENCODE = _described("Images to codes", _IMAGES, _CODES)
 _PICTURES = {"image/png": _BINARY, "image/jpeg": _BINARY, "image/webp": _BINARY, "application/json": _OBJECT}
 DECODE = _described("Codes to images", _CODES, _PICTURES)
 RECONSTRUCT = _described(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from viq import __version__
-from viq_serving.bench.arrivals import Arrivals, Closed, cycle
+from viq_serving.bench.arrivals import Arrivals, Closed, Poisson, cycle
 from viq_serving.bench.figures import figures_of
 from viq_serving.bench.load import Span, closed, opened
 from viq_serving.bench.pictures import PictureFile
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from viq.model import ViQ
 
 _MAX_AGE_S, _MAX_IMAGES = 3600.0, 64  # nothing is refused for waiting while it is measured
+_ARRIVALS, _LONGER, _TRIES = 20, 8.0, 3
 
 
 class TuningFailed(ViQError):
@@ -43,23 +44,38 @@ class Setting:
 
 
 class Measurement:
-    """Runs of the engine with one model and one set of pictures. `threads` are torch's, shared by replicas."""
+    """Runs of the engine with one model and one set of pictures. `threads` are torch's, shared by replicas.
+
+    Where a machine is so slow that nothing comes of a run in its time, it is run again for longer.
+    """
 
     def __init__(self, model: ViQ, files: Sequence[PictureFile], span: Span, seed: int, threads: int) -> None:
         self._model, self._files, self._span, self._seed, self._threads = model, files, span, seed, threads
 
     def run(self, setting: Setting, arrivals: Arrivals) -> dict[str, Any]:
         """Figures as `viq bench` gives them; raises `TuningFailed` if not all was answered."""
-        with asyncio.Runner(loop_factory=new_loop) as runner:
-            figures = runner.run(self._measured(setting, arrivals))
-        if figures["errors"] or figures["rejects"]["count"] or not figures["answered"]:
+        span = self._span
+        if isinstance(arrivals, Poisson) and span.seconds is not None:
+            span = replace(span, seconds=max(span.seconds, min(_ARRIVALS / arrivals.rate, _LONGER * span.seconds)))
+        figures = self._figures(setting, arrivals, span)
+        for _ in range(_TRIES - 1):
+            if span.seconds is None or _told(figures):
+                break
+            span = replace(span, seconds=4 * span.seconds)
+            figures = self._figures(setting, arrivals, span)
+        if figures["errors"] or figures["rejects"]["count"] or not _told(figures):
             raise TuningFailed(
                 f"{figures['requests']} pictures with {setting}: {figures['answered']} answered, "
                 f"{figures['rejects']['count']} refused, errors {figures['errors']}"
+                + ("" if figures["errors"] else f", in {figures['seconds']:g} s: --duration and smaller pictures help")
             )
         return figures
 
-    async def _measured(self, setting: Setting, arrivals: Arrivals) -> dict[str, Any]:
+    def _figures(self, setting: Setting, arrivals: Arrivals, span: Span) -> dict[str, Any]:
+        with asyncio.Runner(loop_factory=new_loop) as runner:
+            return runner.run(self._measured(setting, arrivals, span))
+
+    async def _measured(self, setting: Setting, arrivals: Arrivals, span: Span) -> dict[str, Any]:
         import torch
 
         torch.set_num_threads(self._threads)
@@ -70,11 +86,16 @@ class Measurement:
             door, seen = EngineDoor(tokenizer, self._files), Seen(wanted=False)
             order = cycle(len(self._files), self._seed)
             if isinstance(arrivals, Closed):
-                load = await closed(door, arrivals, order, self._span, monotonic(), seen)
+                load = await closed(door, arrivals, order, span, monotonic(), seen)
             else:
-                load = await opened(door, arrivals, order, self._span, monotonic(), seen, self._seed)
+                load = await opened(door, arrivals, order, span, monotonic(), seen, self._seed)
         finally:
             await tokenizer.finish()
             tokenizer.close()
-        counted = isinstance(arrivals, Closed) and self._span.seconds is None
+        counted = isinstance(arrivals, Closed) and span.seconds is None
         return figures_of([load], self._files, closed=isinstance(arrivals, Closed), counted=counted)
+
+
+def _told(figures: dict[str, Any]) -> bool:
+    """Whether there is anything to go by: an answer that counts and one that came in time; or what went wrong."""
+    return bool(figures["errors"] or (figures["answered"] and figures["achieved"]["images_per_s"] > 0))

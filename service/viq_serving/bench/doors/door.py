@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol
 
+from viq_serving.client.targets import Tls
+
 Method = Literal["encode", "embed", "decode"]
 
 
@@ -62,3 +64,5 @@ class Target:
     """Of the Open Inference Protocol; empty: the service's own name of the method."""
     oip_input: str = "image"
     oip_shape: tuple[int, ...] = (1,)
+    tls: Tls | None = None
+    """With which the gRPC port is spoken to, and whom an https address is believed; None: plaintext, the system's."""

@@ -7,15 +7,17 @@ is taken from the server that is measured.
 from __future__ import annotations
 
 import asyncio
-import ssl
+import re
 from collections import deque
 from collections.abc import Mapping
 from typing import NamedTuple, cast
 from urllib.parse import urlsplit
 
 from viq.errors import InvalidInput
+from viq_serving.client.targets import Tls
 
-_MAX_HEAD, _MAX_BODY = 64 * 2**10, 2**30
+_MAX_HEAD, _MAX_BODY, _MAX_CHUNK_LINE = 64 * 2**10, 2**30, 1024
+_CHUNK = re.compile(rb"([0-9a-fA-F]{1,8})[ \t]*(?:;.*)?", re.DOTALL)
 
 
 class Reply(NamedTuple):
@@ -119,14 +121,21 @@ class _Connection(asyncio.Protocol):
 
     def _unchunked(self) -> bool:
         """Move whole chunks out of the buffer; true once the last one is there."""
-        while (end := self._buffer.find(b"\r\n")) >= 0:
-            size = int(self._buffer[:end].partition(b";")[0], 16)
+        while (end := self._buffer.find(b"\r\n", 0, _MAX_CHUNK_LINE)) >= 0:
+            told = _CHUNK.fullmatch(self._buffer, 0, end)
+            if told is None:
+                raise BrokenReply(f"a chunk of an answer begins with {bytes(self._buffer[: min(end, 40)])!r}")
+            size = int(told[1], 16)
+            if len(self._chunks) + size > _MAX_BODY:
+                raise BrokenReply(f"an answer is over {_MAX_BODY} bytes")
             if len(self._buffer) < end + 2 + size + 2:
                 return False
             if size == 0:
                 return True
             self._chunks += self._buffer[end + 2 : end + 2 + size]
             del self._buffer[: end + 2 + size + 2]
+        if len(self._buffer) >= _MAX_CHUNK_LINE:
+            raise BrokenReply(f"a chunk of an answer has no length within {_MAX_CHUNK_LINE} bytes")
         return False
 
     def _done(self, reply: Reply) -> None:
@@ -144,8 +153,8 @@ class _Connection(asyncio.Protocol):
 class Http:
     """Connections to one server, at most so many, each with one request at a time."""
 
-    def __init__(self, url: str, connections: int) -> None:
-        """Raises `InvalidInput` for what is no address."""
+    def __init__(self, url: str, connections: int, tls: Tls | None = None) -> None:
+        """`tls` says whom an https address is believed. Raises `InvalidInput` for what is no address."""
         try:
             parts = urlsplit(url)
             port = parts.port
@@ -153,9 +162,9 @@ class Http:
             raise InvalidInput(f"server {url!r}: {error}") from None
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise InvalidInput(f"server {url!r}, expected http://host:port")
-        self.host, self.path = parts.netloc.rpartition("@")[2], parts.path + (f"?{parts.query}" if parts.query else "")
+        self.host, self.path = parts.netloc, parts.path + (f"?{parts.query}" if parts.query else "")
         self._where = (parts.hostname, port or (443 if parts.scheme == "https" else 80))
-        self._tls = ssl.create_default_context() if parts.scheme == "https" else None
+        self._tls = (tls or Tls()).context() if parts.scheme == "https" else None
         self._idle = deque[_Connection]()
         self._open: set[_Connection] = set()
         self._room = asyncio.Semaphore(connections)

@@ -48,7 +48,7 @@ class GrpcDoor:
 
     async def open(self) -> None:
         """Connect."""
-        self._channel = grpc.aio.insecure_channel(self._address, options=OPTIONS)
+        self._channel = channel_of(self._target, self._address)
         self._call: Any = self._channel.unary_unary(f"{_SERVICE}{self._method.capitalize()}")
 
     async def ask(self, index: int) -> Answer:
@@ -91,7 +91,7 @@ class StreamDoor:
 
     async def open(self) -> None:
         """Connect and begin the stream."""
-        self._channel = grpc.aio.insecure_channel(self._address, options=OPTIONS)
+        self._channel = channel_of(self._target, self._address)
         self._method_call: Any = self._channel.stream_stream(f"{_SERVICE}{self._method.capitalize()}Stream")
         self._writing = asyncio.Lock()
         self._begin()
@@ -146,9 +146,10 @@ class StreamDoor:
                 results = self._response.FromString(data).results
                 for result in results:
                     self._take(result, len(data) // len(results))
-        except grpc.aio.AioRpcError as error:
+        except Exception as error:  # noqa: BLE001  # also what is no message at all
             ended = failure(error)
         finally:
+            call.cancel()  # nobody reads it any more: the server need not hold it
             self._ended = True
             for done in self._waiting.values():
                 if not done.done():
@@ -170,6 +171,13 @@ def address_of(target: Target) -> str:
     if not (host and colon and port.isdigit()) or "//" in host:
         raise InvalidInput(f"gRPC address {target.grpc!r}, this door needs --grpc HOST:PORT")
     return f"{host}:{port}"
+
+
+def channel_of(target: Target, address: str) -> grpc.aio.Channel:
+    """A channel to `address`, with TLS if the target has it."""
+    if target.tls is None:
+        return grpc.aio.insecure_channel(address, options=OPTIONS)
+    return grpc.aio.secure_channel(address, grpc.ssl_channel_credentials(*target.tls.files()), options=OPTIONS)
 
 
 def metadata_of(target: Target) -> list[tuple[str, str]]:

@@ -7,13 +7,12 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import grpc.aio
 import numpy as np
 
 from viq_serving.bench.doors.door import Answer, Method, Target
 from viq_serving.bench.doors.failures import failure
 from viq_serving.bench.doors.http1 import Reply
-from viq_serving.bench.doors.native import OPTIONS, address_of, metadata_of
+from viq_serving.bench.doors.native import address_of, channel_of, metadata_of
 from viq_serving.bench.doors.payload import Payload
 from viq_serving.bench.doors.plain import PlainDoor
 from viq_serving.pb import open_inference_pb2 as pb
@@ -52,7 +51,7 @@ class OipGrpcDoor:
 
     async def open(self) -> None:
         """Connect."""
-        self._channel = grpc.aio.insecure_channel(self._address, options=OPTIONS)
+        self._channel = channel_of(self._target, self._address)
         self._call: Any = self._channel.unary_unary(_INFER)
 
     async def ask(self, index: int) -> Answer:

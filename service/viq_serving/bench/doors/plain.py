@@ -31,7 +31,7 @@ class PlainDoor:
     def _begin(self, target: Target, requests: Sequence[tuple[Mapping[str, str], bytes]], path: str | None) -> None:
         if target.url is None:
             raise InvalidInput("this door needs --url")
-        self._target, self._http = target, Http(target.url, target.connections)
+        self._target, self._http = target, Http(target.url, target.connections, target.tls)
         base = self._http.path.rstrip("/")
         whole = (self._http.path or "/") if path is None else base + path
         self._messages = [self._http.message(whole, {**target.headers, **headers}, body) for headers, body in requests]
