@@ -10,6 +10,8 @@ import asyncio
 import re
 from collections import deque
 from collections.abc import Mapping
+from contextlib import suppress
+from functools import partial
 from typing import NamedTuple, cast
 from urllib.parse import urlsplit
 
@@ -17,6 +19,7 @@ from viq.errors import InvalidInput
 from viq_serving.client.targets import Tls
 
 _MAX_HEAD, _MAX_BODY, _MAX_CHUNK_LINE = 64 * 2**10, 2**30, 1024
+_GOODBYE_S = 1.0  # for a server to hear that its connections end
 _CHUNK = re.compile(rb"([0-9a-fA-F]{1,8})[ \t]*(?:;.*)?", re.DOTALL)
 
 
@@ -33,9 +36,10 @@ class BrokenReply(Exception):
 
 
 class _Connection(asyncio.Protocol):
-    """One connection. `used` is whether an answer came over it before."""
+    """One connection, among `there` as long as it is. `used` is whether an answer came over it before."""
 
-    def __init__(self) -> None:
+    def __init__(self, there: set[_Connection]) -> None:
+        self._there = there
         self.used = self.lost = False
         self.silent = True  # nothing came yet of the answer that is waited for
         self._transport: asyncio.Transport | None = None
@@ -46,6 +50,7 @@ class _Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # those of uvloop are no subclass of it
+        self._there.add(self)
 
     def ask(self, message: bytes) -> asyncio.Future[Reply]:
         if self._transport is None:
@@ -71,6 +76,7 @@ class _Connection(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         self.lost = True
+        self._there.discard(self)
         if self._waiter is None or self._waiter.done():
             return
         try:
@@ -86,6 +92,10 @@ class _Connection(asyncio.Protocol):
         self.lost = True
         if self._transport is not None:
             self._transport.close()
+
+    def abort(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
 
     def _parse(self, *, ended: bool) -> Reply | None:
         """The answer once all of it is there; `ended`: no more will come."""
@@ -167,6 +177,7 @@ class Http:
         self._tls = (tls or Tls()).context() if parts.scheme == "https" else None
         self._idle = deque[_Connection]()
         self._open: set[_Connection] = set()
+        self._there: set[_Connection] = set()
         self._room = asyncio.Semaphore(connections)
 
     def message(self, path: str, headers: Mapping[str, str], body: bytes) -> bytes:
@@ -204,12 +215,19 @@ class Http:
                     self._idle.append(connection)
                 return reply
 
-    def close(self) -> None:
-        """Close all connections."""
+    async def close(self) -> None:
+        """Close all connections; one with TLS says goodbye first, which the event loop must live to see."""
         for connection in self._open:
             connection.close()
         self._open.clear()
         self._idle.clear()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_GOODBYE_S):
+                while self._there:  # noqa: ASYNC110  # none tells
+                    await asyncio.sleep(_GOODBYE_S / 1000)
+        for connection in list(self._there):
+            connection.abort()
+        await asyncio.sleep(0)
 
     async def _connection(self) -> _Connection:
         while self._idle:
@@ -217,7 +235,9 @@ class Http:
             if not connection.lost:
                 return connection
             self._open.discard(connection)
-        _, made = await asyncio.get_running_loop().create_connection(_Connection, *self._where, ssl=self._tls)
+        _, made = await asyncio.get_running_loop().create_connection(
+            partial(_Connection, self._there), *self._where, ssl=self._tls
+        )
         self._open.add(made)
         return made
 

@@ -66,7 +66,7 @@ class PlainDoor:
 
     async def close(self) -> None:
         """Close all connections."""
-        self._http.close()
+        await self._http.close()
 
 
 class RestDoor(PlainDoor):
