@@ -1,6 +1,8 @@
 """`viq extract` of many images of mixed sizes, some of them damaged: whole, and killed again and again.
 
     python bench/extract.py --items 100000 --kills 10 --out bench/results/extract.json
+    python bench/extract.py --items 1000 --sides 128 256 384 512 --kills 2 --shard-items 100 --bare-items 150 \
+        --out bench/results/extract_large.json
 
 Images are JPEG and PNG files in WebDataset tars, drawn ones and crops of photographs, 1 % of them damaged. One run is
 left alone; its memory is looked at all along. Another is killed with SIGKILL at random moments and started again; its
@@ -18,6 +20,7 @@ import argparse
 import hashlib
 import io
 import json
+import math
 import random
 import shutil
 import signal
@@ -230,6 +233,10 @@ def _asked(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _crop(photograph: Any, height: int, width: int, rng: random.Random) -> Any:
+    scale = max(1.0, height / photograph.shape[0], width / photograph.shape[1])
+    if scale > 1:
+        larger = [math.ceil(scale * side) for side in photograph.shape[1::-1]]
+        photograph = np.asarray(Image.fromarray(photograph).resize(larger))
     top, left = rng.randrange(photograph.shape[0] - height + 1), rng.randrange(photograph.shape[1] - width + 1)
     return photograph[top : top + height, left : left + width]
 

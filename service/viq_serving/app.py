@@ -24,6 +24,7 @@ from viq_serving.images import ImageLimits
 from viq_serving.keys import Keys, warn_if_plaintext
 from viq_serving.log import configure
 from viq_serving.metrics import Metrics
+from viq_serving.openmp import take_short_turns
 from viq_serving.otlp import traces_of
 from viq_serving.settings import Settings
 from viq_serving.sockets import CannotListen
@@ -40,9 +41,6 @@ UNUSABLE = 3
 """Exit code when the weights, a port or the device cannot be used."""
 
 _ARRIVING_S = 0.25  # for calls on connections that were just taken
-# How long one thread may keep the interpreter from others that want it. A forward takes it back after each of some
-# hundred operations: with Python's own 5 ms, beside requests, it takes several times as long as alone.
-_TURN_S = 0.0005
 _REFUSING_S = 0.25  # for callers to hear that the doors close before they do: the transports would only hang up
 _FAREWELL_S = 5.0  # for the last replies when the device is lost
 _SENDING_S = 5.0  # for the last traces
@@ -55,7 +53,7 @@ def run(settings: Settings) -> int:
     """
     configure(settings.log_level, settings.log_format)
     allow_files()
-    sys.setswitchinterval(_TURN_S)
+    take_short_turns()
     logging.getLogger("uvicorn").setLevel(logging.WARNING)  # it tells of starting and stopping, as we do
     service = Service(settings)
     with asyncio.Runner(loop_factory=new_loop) as runner:

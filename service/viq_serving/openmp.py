@@ -1,10 +1,22 @@
-"""How torch's CPU threads wait for one another."""
+"""How threads that compute wait: for one another, and for Python's interpreter."""
 
 from __future__ import annotations
 
 import os
+import sys
 
 _SPINS = "10000"  # some 50 µs: longer than from one operation of a forward to the next, shorter than a time slice
+
+_TURN_S = 0.0005
+
+
+def take_short_turns() -> None:
+    """Let no thread keep the interpreter from others that want it for long.
+
+    A forward takes it back after each of some hundred operations: with Python's own 5 ms, beside threads that decode
+    or answer, it takes several times as long as alone.
+    """
+    sys.setswitchinterval(_TURN_S)
 
 
 def spin_briefly() -> None:
@@ -16,3 +28,17 @@ def spin_briefly() -> None:
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", _SPINS)
+
+
+def computing_threads() -> int:
+    """How many threads an operation uses on a CPU: all that this process may have."""
+    import torch  # not before spin_briefly
+
+    return torch.get_num_threads()
+
+
+def share_threads(all_threads: int, computing: int) -> None:
+    """Let what the calling thread computes next use its part of `all_threads`, so many threads `computing`."""
+    import torch
+
+    torch.set_num_threads(max(1, all_threads // max(1, computing)))

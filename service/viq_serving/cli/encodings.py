@@ -13,7 +13,7 @@ from viq_serving.cli import options
 from viq_serving.cli.backends import LIMITS, load, named
 from viq_serving.cli.failures import Unusable, require
 from viq_serving.images import ImageLimits
-from viq_serving.openmp import spin_briefly
+from viq_serving.openmp import spin_briefly, take_short_turns
 
 if TYPE_CHECKING:
     from viq_serving.extract.extraction import Encoding
@@ -39,6 +39,7 @@ def encoding_of(args: argparse.Namespace, expected: str | None) -> Iterator[tupl
             return
         require("torch", "safetensors")
         spin_briefly()
+        take_short_turns()
         from viq_serving.extract.here import Here
 
         devices = (args.device or "auto").split(",")

@@ -26,10 +26,12 @@ from viq_serving.extract.quality import QualityGate
 from viq_serving.extract.results import Result, Unforeseen, read_fields
 from viq_serving.extract.sources import Item
 from viq_serving.images import ImageLimits, decode
+from viq_serving.openmp import computing_threads, share_threads
 from viq_serving.types import Alpha
 
 log = logging.getLogger("viq.extract")
 
+_BESIDE = 4  # packs at a time on a CPU, at most
 CPU_PACK, CUDA_PACK = 1024, 16_384
 """Cost of a pack. On a CPU more gain nothing: activations leave the cache."""
 
@@ -84,22 +86,27 @@ class Here:
     ) -> None:
         """With `min_psnr`, in dB, pictures whose codes give back less are `LowQuality`; models then need a decoder."""
         cuda = models[0].device.startswith("cuda")
-        self._models, self._pack = models, pack_cost or (CUDA_PACK if cuda else CPU_PACK)
+        self._pack = pack_cost or (CUDA_PACK if cuda else CPU_PACK)
         self._pixels: Callable[[bytes], Pixels] = partial(decode, limits=limits, exif=exif, alpha=alpha)
         self._gate = None if min_psnr is None else QualityGate(min_psnr)
         # On CUDA the next pack is handed over while one is computed; on a CPU a launch returns when all is done.
         self._ahead = 1 if cuda else 0
         self._threads = threads or os.cpu_count() or 1
+        # Operations are small: on a CPU packs beside one another are done sooner than one after another.
+        self._computes_with = computing_threads()
+        beside = 1 if cuda else min(_BESIDE, self._computes_with)
+        self._packs = beside * len(models)
         self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="viq-images")
         self._changed = threading.Condition()
         self._ready: deque[_Slot] = deque()
-        self._waiting_cost = self._unprepared = self._held = 0
+        self._waiting_cost = self._unprepared = self._held = self._computing = 0
         self._mean_cost = 64.0
         self._closing = False
         self._lost: BaseException | None = None
         self._devices = [
             threading.Thread(target=self._live, args=(model,), name=f"viq-{model.device}", daemon=True)
             for model in models
+            for _ in range(beside)
         ]
 
     def __enter__(self) -> Here:
@@ -141,7 +148,7 @@ class Here:
 
         def room() -> bool:
             unprepared = max(2 * self._threads, min(_MOST_UNPREPARED, 2 * self._pack / self._mean_cost))
-            waits = self._waiting_cost < _PACKS_AHEAD * self._pack * len(self._models)
+            waits = self._waiting_cost < _PACKS_AHEAD * self._pack * self._packs
             return self._unprepared < unprepared and waits and self._held < _HELD_BYTES and len(window) < _WINDOW
 
         with self._changed:
@@ -228,10 +235,17 @@ class Here:
             return pack
 
     def _launched(self, model: Model, pack: list[_Slot]) -> Any:
+        with self._changed:
+            self._computing += 1
+            if model.device.startswith("cpu"):
+                share_threads(self._computes_with, self._computing)
         try:
             return model.launch_encode([slot.work for slot in pack])
         except Exception as error:  # noqa: BLE001  # looked at where the pack lands
             return error
+        finally:
+            with self._changed:
+                self._computing -= 1
 
     def _landed(self, model: Model, pack: list[_Slot], launched: Any) -> None:
         """Answer a pack; if it failed, try it in halves until the images to blame are found."""
