@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
-from time import monotonic, time_ns
+from time import monotonic, monotonic_ns, time_ns
 from typing import TYPE_CHECKING
 
 from viq_serving.types import Timings
@@ -70,8 +70,9 @@ class Batch:
 class Trace:
     """The span of one request, while it lasts; used on the event loop alone."""
 
-    def __init__(self, tracer: Tracer, span: Span) -> None:
-        self._tracer, self._span = tracer, span
+    def __init__(self, tracer: Tracer, span: Span, anchor: int) -> None:
+        """`anchor` is what `_anchor` gave when it began: one for all of its times, or its stages would overlap."""
+        self._tracer, self._span, self._since = tracer, span, anchor
         self._parts: list[Part] = []
 
     @property
@@ -107,7 +108,7 @@ class Trace:
             self._span.set_attributes({**known, "viq.outcome": outcome, "viq.patches": patches})
             if outcome in _FAILED:
                 self._span.set_status(Status(StatusCode.ERROR, outcome))
-            self._span.end(_epoch_ns(monotonic() - ago_s))
+            self._span.end(_epoch_ns(monotonic() - ago_s, self._since))
 
     def _stages(self, timings: Timings | None) -> Iterator[tuple[str, float, float]]:
         """Name, beginning and seconds of each stage."""
@@ -125,7 +126,7 @@ class Trace:
     def _child(self, stage: str, begun: float, seconds: float) -> None:
         from opentelemetry.trace import set_span_in_context
 
-        start = _epoch_ns(begun)
+        start = _epoch_ns(begun, self._since)
         self._tracer.start_span(stage, set_span_in_context(self._span), start_time=start).end(
             start + max(0, int(1e9 * seconds))
         )
@@ -162,10 +163,11 @@ class Traces:
 
         _current.set(None)  # not that of a request before it, whose task may have begun this one
         with harmless():
-            start = _epoch_ns(monotonic() - ago_s)
+            anchor = _anchor()
+            start = _epoch_ns(monotonic() - ago_s, anchor)
             span = self._request.start_span(name, extract(headers), SpanKind.SERVER, start_time=start)
             if span.is_recording():
-                trace = Trace(self._request, span)
+                trace = Trace(self._request, span, anchor)
                 _current.set(trace)
                 return trace
         return None
@@ -177,10 +179,11 @@ class Traces:
         if not parts:
             return
         with harmless():
+            anchor = _anchor()
             span = self._batch.start_span(
                 "batch",
                 links=[Link(trace.context) for trace, _ in parts],
-                start_time=_epoch_ns(batch.begun),
+                start_time=_epoch_ns(batch.begun, anchor),
                 attributes={
                     "viq.method": batch.method,
                     "viq.size": batch.size,
@@ -192,7 +195,7 @@ class Traces:
                     "viq.compute_ms": round(1000 * batch.compute_s, 3),
                 },
             )
-            span.end(_epoch_ns(batch.begun + batch.transfer_s + batch.compute_s))
+            span.end(_epoch_ns(batch.begun + batch.transfer_s + batch.compute_s, anchor))
             for trace, part in parts:
                 trace.computed(span.get_span_context(), part)
 
@@ -217,9 +220,15 @@ class Traces:
                 self._exporter.shutdown()  # it tries again and again
 
 
-def _epoch_ns(at: float) -> int:
+def _anchor() -> int:
+    """Nanoseconds since 1970 when the clock of `time.monotonic` was at 0, as of now."""
+    before, now, after = monotonic_ns(), time_ns(), monotonic_ns()
+    return now - (before + after) // 2
+
+
+def _epoch_ns(at: float, anchor: int) -> int:
     """A time of `time.monotonic` as nanoseconds since 1970."""
-    return time_ns() + int(1e9 * (at - monotonic()))
+    return anchor + int(1e9 * at)
 
 
 @contextmanager
