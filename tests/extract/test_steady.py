@@ -39,6 +39,7 @@ class Flaky(MemoryFileSystem):  # type: ignore[misc]
     failures: ClassVar[list[Exception]] = []
     seldom: ClassVar[int] = 1
     reads: ClassVar[int] = 0
+    just_failed: ClassVar[set[str]] = set()
 
     @classmethod
     def _strip_protocol(cls, path: str) -> str:
@@ -46,9 +47,13 @@ class Flaky(MemoryFileSystem):  # type: ignore[misc]
         return stripped
 
     @classmethod
-    def fail(cls) -> None:
+    def fail(cls, path: str) -> None:
+        """Fail every so many times; if seldom, then never twice in a row with one file, whatever threads there are."""
         Flaky.reads += 1
-        if cls.failures and Flaky.reads % cls.seldom == 0:
+        again = cls.seldom > 1 and path in cls.just_failed
+        cls.just_failed.discard(path)
+        if cls.failures and Flaky.reads % cls.seldom == 0 and not again:
+            cls.just_failed.add(path)
             raise cls.failures.pop()
 
     def open(self, path: str, mode: str = "rb", **kwargs: Any) -> Any:
@@ -57,14 +62,14 @@ class Flaky(MemoryFileSystem):  # type: ignore[misc]
 
             def read(size: int = -1) -> bytes:
                 data: bytes = MemoryFile.read(opened, size)
-                self.fail()  # the place in the file has moved on by then
+                self.fail(path)  # the place in the file has moved on by then
                 return data
 
             opened.read = read
         return opened
 
     def put_file(self, lpath: str, rpath: str, **kwargs: Any) -> None:
-        self.fail()
+        self.fail(rpath)
         super().put_file(lpath, rpath, **kwargs)
 
 
@@ -72,7 +77,7 @@ class Flaky(MemoryFileSystem):  # type: ignore[misc]
 def flaky(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Flaky]]:
     fsspec.register_implementation("flaky", Flaky, clobber=True)
     monkeypatch.setattr(steady, "PAUSES_S", (0.0, 0.0))
-    Flaky.failures, Flaky.seldom, Flaky.reads = [], 1, 0
+    Flaky.failures, Flaky.seldom, Flaky.reads, Flaky.just_failed = [], 1, 0, set()
     yield Flaky
     Flaky.store.clear()
 

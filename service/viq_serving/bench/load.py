@@ -70,7 +70,8 @@ async def closed(door: Door, arrivals: Closed, order: Iterator[int], span: Span,
         load.end = load.start + span.seconds
         await asyncio.gather(callers(load.end, None), _spent(load))
     else:
-        await callers(load.start, None)
+        if span.warm_s:  # else a timer that is early by a moment would let some be sent that do not count
+            await callers(load.start, None)
         load.start, load.cpu_s = monotonic(), -process_time()
         await callers(inf, span.requests)
         load.end, load.cpu_s = monotonic(), load.cpu_s + process_time()
