@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from multiprocessing.connection import Connection, Pipe
 from typing import TYPE_CHECKING, Any, Union
 
@@ -30,6 +30,7 @@ from viq.hardware import device_named
 from viq.launched import Launched
 from viq_serving.engine.memory import free_memory, out_of_memory
 from viq_serving.errors import InvalidInput, ViQError
+from viq_serving.types import ModelInfo
 
 if TYPE_CHECKING:
     from viq.model import ViQ
@@ -40,25 +41,10 @@ if TYPE_CHECKING:
 _ERRORS = {kind.code: kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, ViQError)}
 
 
-@dataclass(frozen=True)
-class Facts:
-    """What a model says of itself."""
-
-    size: str
-    fingerprint: str
-    family: str
-    levels: tuple[int, ...]
-    codebook_size: int
-    width: int
-    dtype: str
-    device: str
-    untrained: bool
-
-
 class ChildModel:
     """Stands in for a model of a child process: has its facts, and launches there."""
 
-    def __init__(self, facts: Facts, child: Child) -> None:
+    def __init__(self, facts: ModelInfo, child: Child) -> None:
         self.size, self.fingerprint, self.family = facts.size, facts.fingerprint, facts.family
         self.levels, self.codebook_size, self.width = facts.levels, facts.codebook_size, facts.width
         self.dtype, self.device, self.untrained = facts.dtype, facts.device, facts.untrained
@@ -196,8 +182,9 @@ def _loaded(asked: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {model.size: model for model in models}
 
 
-def _facts(model: Any) -> Facts:
-    return Facts(**{name: getattr(model, name) for name in Facts.__dataclass_fields__})
+def _facts(model: ViQ) -> ModelInfo:
+    names = [one.name for one in fields(ModelInfo) if one.name not in ("levels", "replicas")]
+    return ModelInfo(levels=tuple(model.levels), **{name: getattr(model, name) for name in names})
 
 
 def _computed(launch: Any, threads: int, items: Sequence[Any]) -> tuple[bool, Any]:

@@ -23,6 +23,7 @@ from viq_serving.engine.memory import free_memory, out_of_memory
 from viq_serving.engine.warmup import PROBE_SIDE, forwards
 from viq_serving.engine.work import Batch, Entry
 from viq_serving.errors import Internal, ViQError
+from viq_serving.openmp import share_threads
 
 if TYPE_CHECKING:
     from viq_serving.engine.child import Model
@@ -214,7 +215,7 @@ class Worker:
         method, size = entries[0].flow.kind
         small = sum(entry.cost for entry in entries) <= _ONE_THREAD_COST
         # Replicas on a CPU share its processors; one that is alone has them all.
-        torch.set_num_threads(1 if small else max(1, self._threads // max(1, self._desk.busy())))
+        share_threads(1 if small else self._threads, self._desk.busy())
         model, work = self.models[size], [entry.work for entry in entries]
         launch: Callable[[Sequence[Any]], Launched[Any]] = getattr(model, f"launch_{method}")
         return launch(work)
