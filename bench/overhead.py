@@ -2,10 +2,11 @@
 
     OMP_WAIT_POLICY=passive python bench/overhead.py --out bench/results/overhead.json
 
-One of each in turn, with a pause before it, as an idle server sees it: decode and encode in this process, gRPC, REST
-on a kept connection (by http.client: richer clients take half a millisecond themselves), and calls that compute
-nothing, for what a call costs at all here: Info, /livez, and the only method of an empty gRPC server of the same
-library (bench/empty_grpc.py), left alone for as long as an encode takes. This process computes with one thread that
+One of each, in an order drawn anew each round, with a pause before it, as an idle server sees it: decode and encode in
+this process; by gRPC and REST on kept connections, from the leanest clients there are, as it is the server that is
+measured (bench/wire_grpc.py, http.client); by gRPC from grpcio's client, for what its users see; by the least gRPC
+service that this library can make (bench/least_grpc.py); and calls that compute nothing, for what a call costs at all
+here, which are left alone beforehand for as long as an encode takes. This process computes with one thread that
 sleeps when idle, as the service does with so small an image; with torch's own setting its threads would spin on and
 take the cores from the server in the next call.
 Milliseconds; medians over the rounds, and of the differences within a round.
@@ -14,7 +15,9 @@ Milliseconds; medians over the rounds, and of the differences within a round.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
+import random
 import statistics
 import subprocess
 import sys
@@ -28,6 +31,7 @@ import grpc
 import torch
 from full_size import machine
 from serving import jpeg, percentile, picture, server
+from wire_grpc import WireMethod
 
 from viq import ViQ
 from viq_serving.images import ImageLimits, decode
@@ -35,7 +39,7 @@ from viq_serving.pb import viq_pb2 as pb
 from viq_serving.pb.viq_pb2_grpc import ViQStub
 
 NOTHING: Mapping[str, str] = {}
-_IGNORED, _PAUSE_S = 20, 0.003
+_IGNORED, _PAUSE_S, _ENCODE_S = 20, 0.003, 0.012
 
 
 def main() -> None:
@@ -45,31 +49,50 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(1)
+    gc.disable()  # as the service has it
     model, data = ViQ.from_pretrained(), jpeg(picture(args.side, args.side, 0))
     raw = {"Accept": "application/octet-stream", "Content-Type": "image/jpeg"}
+    request = pb.EncodeRequest(items=[pb.Item(image=data)])
+
+    def in_process() -> bytes:
+        return model.encode_pixels([decode(data, ImageLimits())])[0].to_bytes()
+
     with (
         server() as running,
-        empty() as bare,
+        least() as address,
         grpc.insecure_channel(running.grpc) as channel,
+        closing(WireMethod(running.grpc, "/viq.v1.ViQ/Encode")) as wire,
+        closing(WireMethod(running.grpc, "/viq.v1.ViQ/Info")) as info,
+        closing(WireMethod(address, "/least.Least/Encode")) as least_encode,
+        closing(WireMethod(address, "/least.Least/Nothing")) as nothing,
         closing(HTTPConnection(running.http)) as connection,
     ):
-        stub, request = ViQStub(channel), pb.EncodeRequest(items=[pb.Item(image=data)])
-        calls: dict[str, Callable[[], object]] = {
-            "in_process": lambda: model.encode_pixels([decode(data, ImageLimits())]),
-            "grpc": lambda: stub.Encode(request),
-            "grpc_info": lambda: stub.Info(pb.InfoRequest()),
-            "grpc_empty": lambda: bare(b""),
-            "rest_livez": lambda: asked(connection, "GET", "/livez"),
+        stub, message = ViQStub(channel), request.SerializeToString()
+        encodes: dict[str, Callable[[], bytes]] = {
+            "in_process": in_process,
+            "grpc": lambda: _codes(pb.EncodeResponse.FromString(wire(message))),
+            "grpc_from_grpcio": lambda: _codes(stub.Encode(request)),
+            "grpc_least": lambda: least_encode(data),
             "rest": lambda: asked(connection, "POST", "/v1/encode", data, raw),
         }
-        seconds: dict[str, list[float]] = {name: [] for name in calls}
+        idle: dict[str, Callable[[], bytes]] = {
+            "grpc_least_nothing": lambda: nothing(b"x"),
+            "grpc_info": lambda: info(b""),
+            "rest_livez": lambda: asked(connection, "GET", "/livez"),
+        }
+        codes = in_process()
+        seconds: dict[str, list[float]] = {name: [] for name in (*encodes, *idle)}
+        rng, names = random.Random(0), list(seconds)
         for turn in range(_IGNORED + args.rounds):
-            for name, call in calls.items():
-                sleep(_PAUSE_S + (seconds["in_process"][-1] if name == "grpc_empty" and turn > _IGNORED else 0))
+            rng.shuffle(names)
+            for name in names:
+                sleep(_PAUSE_S + (_ENCODE_S if name in idle else 0))
                 begun = perf_counter()
-                call()
+                reply = idle[name]() if name in idle else encodes[name]()
+                taken = perf_counter() - begun
+                assert name in idle or reply == codes, f"codes by {name} are others"
                 if turn >= _IGNORED:
-                    seconds[name].append(perf_counter() - begun)
+                    seconds[name].append(taken)
     plain = seconds["in_process"]
     rows = {
         name: {
@@ -88,15 +111,18 @@ def main() -> None:
 
 
 @contextmanager
-def empty() -> Iterator[grpc.UnaryUnaryMultiCallable[bytes, bytes]]:
-    """The method of a gRPC server that does nothing."""
-    script = [sys.executable, str(Path(__file__).with_name("empty_grpc.py"))]
+def least() -> Iterator[str]:
+    """The address of the least service."""
+    script = [sys.executable, str(Path(__file__).with_name("least_grpc.py"))]
     with subprocess.Popen(script, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdin is not None
-        with grpc.insecure_channel(f"127.0.0.1:{process.stdout.readline().strip()}") as channel:
-            yield channel.unary_unary("/empty.Empty/Call")
+        yield f"127.0.0.1:{process.stdout.readline().strip()}"
         process.stdin.close()
+
+
+def _codes(reply: pb.EncodeResponse) -> bytes:
+    return reply.results[0].codes.data
 
 
 def asked(

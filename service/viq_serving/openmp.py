@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 
 _SPINS = "10000"  # some 50 µs: longer than from one operation of a forward to the next, shorter than a time slice
 
 _TURN_S = 0.0005
+
+_LATELY_S = 1.0
 
 
 def take_short_turns() -> None:
@@ -42,3 +45,20 @@ def share_threads(all_threads: int, computing: int) -> None:
     import torch
 
     torch.set_num_threads(max(1, all_threads // max(1, computing)))
+
+
+class Company:
+    """How many threads have computed beside one another lately.
+
+    Under load one often begins in the moment in which another has just ended and is about to begin anew. If it then
+    took all processors, there would be more threads than processors for as long as its work lasts.
+    """
+
+    def __init__(self) -> None:
+        self._most, self._seen = 0, -math.inf
+
+    def of(self, computing: int, now: float) -> int:
+        """The most that computed at once within the last second, `computing` of them `now`, in seconds."""
+        if computing >= self._most or now - self._seen > _LATELY_S:
+            self._most, self._seen = computing, now
+        return self._most

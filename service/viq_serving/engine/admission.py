@@ -136,6 +136,8 @@ class Admission:
         patches, costs = demand.patches, demand.costs
         if not patches:  # nothing to compute: what is wrong with its items is to be heard, however full it is
             return
+        if self.patches == 0 and left_s > 0:  # also if too long is expected: a wrong expectation is unlearned only so
+            return
         # Who waits in line goes first: small requests would else take all room before it is enough for a large one.
         first = self._lines[demand.lane].head()
         surplus = self._surplus(demand) + (0 if first is None else first.patches)
@@ -155,8 +157,6 @@ class Admission:
                 f"expected to wait {wait_s + company_s:.1f} s for the device, the limit is {self.max_age_s:g} s",
                 self.hint_s(wait_s - room_s),
             )
-        if self.patches == 0 and left_s > 0:
-            return  # tried even if too long is expected: an expectation that is wrong is unlearned only so
         ahead = {flow: self._costs.get(flow, 0.0) + cost for flow, cost in costs.items()}
         needed_s = _SURE * sum(self._expected_s(flow, cost) for flow, cost in ahead.items())
         if needed_s > left_s:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from viq_serving.engine.work import Batch
 from viq_serving.engine.worker import Worker
+from viq_serving.openmp import Company
 
 
 class Crew:
@@ -15,6 +16,7 @@ class Crew:
         self.workers = list(workers)
         self.idle = 0  # how many wait for a batch
         self._begun: dict[Worker, list[Batch]] = {worker: [] for worker in workers}
+        self._company = Company()
 
     def working(self) -> list[Worker]:
         """Those that are not lost."""
@@ -28,9 +30,9 @@ class Crew:
         """Whether a thread is left over that nothing but the end of the process ends."""
         return any(worker.alive() for worker in self.workers if worker not in self._begun)
 
-    def busy(self) -> int:
-        """How many have begun something."""
-        return sum(map(bool, self._begun.values()))
+    def company(self, now: float) -> int:
+        """How many compute, at the most that did at once lately."""
+        return self._company.of(sum(map(bool, self._begun.values())), now)
 
     def begin(self, worker: Worker, batch: Batch) -> None:
         """`worker` has taken `batch`."""

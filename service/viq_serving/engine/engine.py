@@ -175,10 +175,10 @@ class Engine:
                 entry.queued = monotonic()  # what came before was preprocessing
         return batch
 
-    def busy(self) -> int:
-        """How many workers compute something."""
+    def company(self) -> int:
+        """How many workers compute, at the most that did at once lately."""
         with self._changed:
-            return self._crew.busy()
+            return self._crew.company(monotonic())
 
     def answer(self, answers: Answers) -> None:
         """Entries that are done with."""

@@ -53,8 +53,8 @@ class Desk(Protocol):
     def take(self, worker: Worker, *, wait: bool) -> Batch | None:
         """The next batch; None if there is none, or, having waited, if there will never be one."""
 
-    def busy(self) -> int:
-        """How many workers compute something."""
+    def company(self) -> int:
+        """How many workers compute, at the most that did at once lately."""
 
     def answer(self, answers: Sequence[tuple[Entry, Answer]]) -> None:
         """Entries that are done with."""
@@ -215,7 +215,7 @@ class Worker:
         method, size = entries[0].flow.kind
         small = sum(entry.cost for entry in entries) <= _ONE_THREAD_COST
         # Replicas on a CPU share its processors; one that is alone has them all.
-        share_threads(1 if small else self._threads, self._desk.busy())
+        share_threads(1 if small else self._threads, self._desk.company())
         model, work = self.models[size], [entry.work for entry in entries]
         launch: Callable[[Sequence[Any]], Launched[Any]] = getattr(model, f"launch_{method}")
         return launch(work)

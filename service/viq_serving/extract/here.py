@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from time import monotonic
 from typing import Any, Protocol
 
 import numpy as np
@@ -26,7 +27,7 @@ from viq_serving.extract.quality import QualityGate
 from viq_serving.extract.results import Result, Unforeseen, read_fields
 from viq_serving.extract.sources import Item
 from viq_serving.images import ImageLimits, decode
-from viq_serving.openmp import computing_threads, share_threads
+from viq_serving.openmp import Company, computing_threads, share_threads
 from viq_serving.types import Alpha
 
 log = logging.getLogger("viq.extract")
@@ -93,7 +94,7 @@ class Here:
         self._ahead = 1 if cuda else 0
         self._threads = threads or os.cpu_count() or 1
         # Operations are small: on a CPU packs beside one another are done sooner than one after another.
-        self._computes_with = computing_threads()
+        self._computes_with, self._company = computing_threads(), Company()
         beside = 1 if cuda else min(_BESIDE, self._computes_with)
         self._packs = beside * len(models)
         self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="viq-images")
@@ -238,7 +239,7 @@ class Here:
         with self._changed:
             self._computing += 1
             if model.device.startswith("cpu"):
-                share_threads(self._computes_with, self._computing)
+                share_threads(self._computes_with, self._company.of(self._computing, monotonic()))
         try:
             return model.launch_encode([slot.work for slot in pack])
         except Exception as error:  # noqa: BLE001  # looked at where the pack lands
