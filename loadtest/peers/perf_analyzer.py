@@ -26,11 +26,11 @@ from zipfile import ZipFile
 from environments import folder, versions
 from measure import VIQ, machine, ready
 from processes import adopt_orphans, group
-from rows import GRPC_PORT, ROWS, start
+from rows import GRPC_PORT, ROWS, VARIANTS, start
 
 VERSION, NEEDED_GLIBC = "2.60.0", (2, 38)
 TOOLS = folder("perf_analyzer")
-SERVERS = ("Triton", "viq serve, OIP gRPC")
+SERVERS = ("Triton", "viq serve, OIP gRPC", "viq serve, OIP gRPC, processes")
 
 
 def program() -> list[str]:
@@ -121,7 +121,7 @@ def of_server(
     server: str, number: int, args: argparse.Namespace, analyzer: list[str], scratch: Path
 ) -> list[dict[str, Any]]:
     """All sizes of one server."""
-    begin, log, runs = start(ROWS[server], "", "", scratch), scratch / "server.log", list[dict[str, Any]]()
+    begin, log, runs = start({**ROWS, **VARIANTS}[server], "", "", scratch), scratch / "server.log", list[dict[str, Any]]()
     with group(begin.command, env=begin.env, cwd=begin.cwd, log=log) as leader:
         ready(begin.ready, leader, log)
         for side in args.sides:

@@ -45,6 +45,7 @@ _ROWS = (
     Row("padded batches, 2 processes", "loop", way="padded"),
     Row("viq serve, REST", "ours", door="rest", workers=0, threads=0),
     Row("viq serve, gRPC", "ours", door="grpc", workers=0, threads=0),
+    Row("viq serve, REST, processes", "ours", door="rest", workers=0, threads=0, flags=("--replica-processes",)),
     Row("viq serve, gRPC, processes", "ours", door="grpc", workers=0, threads=0, flags=("--replica-processes",)),
     Row("viq serve, OIP gRPC", "ours", door="oip-grpc", workers=0, threads=0),
     Row("LitServe", "litserve"),
@@ -57,6 +58,9 @@ ROWS = {row.name: row for row in _ROWS}
 """What `make peers` measures, in this order in every round."""
 
 VARIANTS = {
+    "viq serve, OIP gRPC, processes": replace(
+        ROWS["viq serve, OIP gRPC"], name="viq serve, OIP gRPC, processes", flags=("--replica-processes",)
+    ),
     **{
         f"{row.name}, 1 of 2 threads": replace(row, name=f"{row.name}, 1 of 2 threads", workers=1, threads=2)
         for row in _ROWS
@@ -75,7 +79,7 @@ VARIANTS = {
         for count in (1, 2)
     },
 }
-"""Other ways to spend two threads: measured only when named."""
+"""Other ways to serve and to spend two threads: measured only when named."""
 
 
 @dataclass(frozen=True)
