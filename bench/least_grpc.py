@@ -1,4 +1,4 @@
-"""The least that a gRPC service of the same library and event loop can be: what bench/overhead.py holds ours against.
+"""A gRPC service of the same library with next to nothing in it: what bench/overhead.py holds ours against.
 
 `/least.Least/Nothing` does nothing; `/least.Least/Encode` decodes and encodes the image that is the whole message, on
 one thread, with no limits, queue, batches or provenance, and replies with its codes. It prints its port, and ends with

@@ -3,9 +3,9 @@
     OMP_WAIT_POLICY=passive python bench/overhead.py --out bench/results/overhead.json
 
 One of each, in an order drawn anew each round, with a pause before it, as an idle server sees it: decode and encode in
-this process; by gRPC and REST on kept connections, from the leanest clients there are, as it is the server that is
-measured (bench/wire_grpc.py, http.client); by gRPC from grpcio's client, for what its users see; by the least gRPC
-service that this library can make (bench/least_grpc.py); and calls that compute nothing, for what a call costs at all
+this process; by gRPC and REST on kept connections, from lean clients, as it is the server that is measured
+(bench/wire_grpc.py, http.client); by gRPC from grpcio's client, for what its users see; by a gRPC service of the same
+library with next to nothing in it (bench/least_grpc.py); and calls that compute nothing, for what a call costs at all
 here, which are left alone beforehand for as long as an encode takes. This process computes with one thread that
 sleeps when idle, as the service does with so small an image; with torch's own setting its threads would spin on and
 take the cores from the server in the next call.
@@ -45,7 +45,7 @@ _IGNORED, _PAUSE_S, _ENCODE_S = 20, 0.003, 0.012
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=500)
-    parser.add_argument("--side", type=int, default=64)
+    parser.add_argument("--side", type=int, default=64, help="256 at most: a message must fit a frame")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -93,17 +93,15 @@ def main() -> None:
                 assert name in idle or reply == codes, f"codes by {name} are others"
                 if turn >= _IGNORED:
                     seconds[name].append(taken)
-    plain = seconds["in_process"]
-    rows = {
-        name: {
+    plain, rows = seconds["in_process"], dict[str, dict[str, float]]()
+    for name, taken in seconds.items():
+        rows[name] = {
             "p50_ms": round(1000 * statistics.median(taken), 3),
             "p99_ms": round(1000 * percentile(taken, 0.99), 3),
-            "p50_over_in_process_ms": round(
-                1000 * statistics.median(through - alone for through, alone in zip(taken, plain, strict=True)), 3
-            ),
         }
-        for name, taken in seconds.items()
-    }
+        if name in encodes:
+            over = (through - alone for through, alone in zip(taken, plain, strict=True))
+            rows[name]["p50_over_in_process_ms"] = round(1000 * statistics.median(over), 3)
     result = {"machine": machine(), "side": args.side, "rounds": args.rounds, "calls": rows}
     print(json.dumps(result, indent=1))
     if args.out:

@@ -72,7 +72,7 @@ VARIANTS = {
             name=f"{row.name}, {count} of {2 // count} threads",
             workers=count,
             threads=2 // count,
-            flags=("--replicas", str(count)),
+            flags=(*row.flags, "--replicas", str(count)),
         )
         for row in _ROWS
         if row.kind == "ours"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import sys
 
@@ -48,17 +47,20 @@ def share_threads(all_threads: int, computing: int) -> None:
 
 
 class Company:
-    """How many threads have computed beside one another lately.
+    """How many threads have computed beside one another within the last second.
 
     Under load one often begins in the moment in which another has just ended and is about to begin anew. If it then
     took all processors, there would be more threads than processors for as long as its work lasts.
     """
 
     def __init__(self) -> None:
-        self._most, self._seen = 0, -math.inf
+        self._seen: list[float] = []  # at i: when more than i last computed at once
+
+    def note(self, computing: int, now: float) -> None:
+        """Note that `computing` threads compute `now`, in seconds; to be told when one begins and before one ends."""
+        self._seen[:computing] = [now] * computing
 
     def of(self, computing: int, now: float) -> int:
-        """The most that computed at once within the last second, `computing` of them `now`, in seconds."""
-        if computing >= self._most or now - self._seen > _LATELY_S:
-            self._most, self._seen = computing, now
-        return self._most
+        """The most that computed at once within the last second, `computing` of them `now`."""
+        self.note(computing, now)
+        return sum(now - seen <= _LATELY_S for seen in self._seen)

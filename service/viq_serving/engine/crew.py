@@ -32,19 +32,23 @@ class Crew:
 
     def company(self, now: float) -> int:
         """How many compute, at the most that did at once lately."""
-        return self._company.of(sum(map(bool, self._begun.values())), now)
+        return self._company.of(self._busy(), now)
 
     def begin(self, worker: Worker, batch: Batch) -> None:
         """`worker` has taken `batch`."""
         self._begun[worker].append(batch)
 
-    def end(self, worker: Worker, batch: Batch) -> bool:
+    def end(self, worker: Worker, batch: Batch, now: float) -> bool:
         """`worker` is done with `batch`; false if it was given up meanwhile."""
         if batch not in self._begun.get(worker, ()):
             return False
+        self._company.note(self._busy(), now)
         self._begun[worker].remove(batch)
         return True
 
     def lose(self, worker: Worker) -> list[Batch]:
         """Give `worker` up; what it has begun comes back."""
         return self._begun.pop(worker, [])
+
+    def _busy(self) -> int:
+        return sum(map(bool, self._begun.values()))

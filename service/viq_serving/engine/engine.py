@@ -189,9 +189,10 @@ class Engine:
     def computed(self, worker: Worker, batch: Batch, seconds: float, *, learn: bool) -> None:
         """A batch is done with."""
         with self._changed:
-            if not self._crew.end(worker, batch):
+            now = monotonic()
+            if not self._crew.end(worker, batch, now):
                 return
-            self._scheduler.computed(batch, seconds, monotonic(), learn=learn)
+            self._scheduler.computed(batch, seconds, now, learn=learn)
         if batch.entries:
             self._metrics.batch(len(batch.entries), batch.patches, batch.cost / self._scheduler.batch_cost)
             for flow, part_s in batch.shares(seconds).items():

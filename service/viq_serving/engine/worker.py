@@ -214,7 +214,7 @@ class Worker:
     def _forward(self, entries: Sequence[Entry]) -> Launched[Any]:
         method, size = entries[0].flow.kind
         small = sum(entry.cost for entry in entries) <= _ONE_THREAD_COST
-        # Replicas on a CPU share its processors; one that is alone has them all.
+        # Replicas on a CPU share its processors; one that has been alone for a second has them all.
         share_threads(1 if small else self._threads, self._desk.company())
         model, work = self.models[size], [entry.work for entry in entries]
         launch: Callable[[Sequence[Any]], Launched[Any]] = getattr(model, f"launch_{method}")

@@ -246,6 +246,7 @@ class Here:
             return error
         finally:
             with self._changed:
+                self._company.note(self._computing, monotonic())
                 self._computing -= 1
 
     def _landed(self, model: Model, pack: list[_Slot], launched: Any) -> None:
