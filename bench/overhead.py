@@ -94,13 +94,13 @@ def main() -> None:
                 if turn >= _IGNORED:
                     seconds[name].append(taken)
     plain, rows = seconds["in_process"], dict[str, dict[str, float]]()
-    for name, taken in seconds.items():
+    for name, times in seconds.items():
         rows[name] = {
-            "p50_ms": round(1000 * statistics.median(taken), 3),
-            "p99_ms": round(1000 * percentile(taken, 0.99), 3),
+            "p50_ms": round(1000 * statistics.median(times), 3),
+            "p99_ms": round(1000 * percentile(times, 0.99), 3),
         }
         if name in encodes:
-            over = (through - alone for through, alone in zip(taken, plain, strict=True))
+            over = (through - alone for through, alone in zip(times, plain, strict=True))
             rows[name]["p50_over_in_process_ms"] = round(1000 * statistics.median(over), 3)
     result = {"machine": machine(), "side": args.side, "rounds": args.rounds, "calls": rows}
     print(json.dumps(result, indent=1))
