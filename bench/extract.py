@@ -1,6 +1,8 @@
 """`viq extract` of many images of mixed sizes, some of them damaged: whole, and killed again and again.
 
     python bench/extract.py --items 100000 --kills 10 --out bench/results/extract.json
+    python bench/extract.py --items 100000 --sides 64 128 192 256 --bare-items 2000 --folder build/extract_mid \
+        --out bench/results/extract_mid.json
     python bench/extract.py --items 1000 --sides 128 256 384 512 --kills 2 --shard-items 100 --bare-items 150 \
         --out bench/results/extract_large.json
 
