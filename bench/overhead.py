@@ -17,11 +17,12 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import operator
 import random
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from http.client import HTTPConnection
 from pathlib import Path
@@ -38,6 +39,8 @@ from viq_serving.images import ImageLimits, decode
 from viq_serving.pb import viq_pb2 as pb
 from viq_serving.pb.viq_pb2_grpc import ViQStub
 
+Calls = dict[str, Callable[[], bytes]]
+
 NOTHING: Mapping[str, str] = {}
 _IGNORED, _PAUSE_S, _ENCODE_S = 20, 0.003, 0.012
 
@@ -50,13 +53,20 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     gc.disable()  # as the service has it
-    model, data = ViQ.from_pretrained(), jpeg(picture(args.side, args.side, 0))
-    raw = {"Accept": "application/octet-stream", "Content-Type": "image/jpeg"}
-    request = pb.EncodeRequest(items=[pb.Item(image=data)])
+    with doors(jpeg(picture(args.side, args.side, 0))) as (encodes, idle):
+        seconds = measured(encodes, idle, args.rounds)
+    calls = {name: row(times, seconds["in_process"] if name in encodes else None) for name, times in seconds.items()}
+    result = {"machine": machine(), "side": args.side, "rounds": args.rounds, "calls": calls}
+    print(json.dumps(result, indent=1))
+    if args.out:
+        args.out.write_text(json.dumps(result, indent=1) + "\n")
 
-    def in_process() -> bytes:
-        return model.encode_pixels([decode(data, ImageLimits())])[0].to_bytes()
 
+@contextmanager
+def doors(data: bytes) -> Iterator[tuple[Calls, Calls]]:
+    """The ways to the codes of an image file, and the calls that compute nothing."""
+    model, request = ViQ.from_pretrained(), pb.EncodeRequest(items=[pb.Item(image=data)])
+    message, raw = request.SerializeToString(), {"Accept": "application/octet-stream", "Content-Type": "image/jpeg"}
     with (
         server() as running,
         least() as address,
@@ -67,45 +77,45 @@ def main() -> None:
         closing(WireMethod(address, "/least.Least/Nothing")) as nothing,
         closing(HTTPConnection(running.http)) as connection,
     ):
-        stub, message = ViQStub(channel), request.SerializeToString()
-        encodes: dict[str, Callable[[], bytes]] = {
-            "in_process": in_process,
+        stub = ViQStub(channel)
+        encodes: Calls = {
+            "in_process": lambda: model.encode_pixels([decode(data, ImageLimits())])[0].to_bytes(),
             "grpc": lambda: _codes(pb.EncodeResponse.FromString(wire(message))),
             "grpc_from_grpcio": lambda: _codes(stub.Encode(request)),
             "grpc_least": lambda: least_encode(data),
             "rest": lambda: asked(connection, "POST", "/v1/encode", data, raw),
         }
-        idle: dict[str, Callable[[], bytes]] = {
+        idle: Calls = {
             "grpc_least_nothing": lambda: nothing(b"x"),
             "grpc_info": lambda: info(b""),
             "rest_livez": lambda: asked(connection, "GET", "/livez"),
         }
-        codes = in_process()
-        seconds: dict[str, list[float]] = {name: [] for name in (*encodes, *idle)}
-        rng, names = random.Random(0), list(seconds)
-        for turn in range(_IGNORED + args.rounds):
-            rng.shuffle(names)
-            for name in names:
-                sleep(_PAUSE_S + (_ENCODE_S if name in idle else 0))
-                begun = perf_counter()
-                reply = idle[name]() if name in idle else encodes[name]()
-                taken = perf_counter() - begun
-                assert name in idle or reply == codes, f"codes by {name} are others"
-                if turn >= _IGNORED:
-                    seconds[name].append(taken)
-    plain, rows = seconds["in_process"], dict[str, dict[str, float]]()
-    for name, times in seconds.items():
-        rows[name] = {
-            "p50_ms": round(1000 * statistics.median(times), 3),
-            "p99_ms": round(1000 * percentile(times, 0.99), 3),
-        }
-        if name in encodes:
-            over = (through - alone for through, alone in zip(times, plain, strict=True))
-            rows[name]["p50_over_in_process_ms"] = round(1000 * statistics.median(over), 3)
-    result = {"machine": machine(), "side": args.side, "rounds": args.rounds, "calls": rows}
-    print(json.dumps(result, indent=1))
-    if args.out:
-        args.out.write_text(json.dumps(result, indent=1) + "\n")
+        yield encodes, idle
+
+
+def measured(encodes: Calls, idle: Calls, rounds: int) -> dict[str, list[float]]:
+    """Seconds of every call, round by round; all of `encodes` must give the same codes."""
+    codes, rng, names = encodes["in_process"](), random.Random(0), [*encodes, *idle]
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for turn in range(_IGNORED + rounds):
+        rng.shuffle(names)
+        for name in names:
+            sleep(_PAUSE_S + (_ENCODE_S if name in idle else 0))
+            begun = perf_counter()
+            reply = idle[name]() if name in idle else encodes[name]()
+            taken = perf_counter() - begun
+            assert name in idle or reply == codes, f"codes by {name} are others"
+            if turn >= _IGNORED:
+                seconds[name].append(taken)
+    return seconds
+
+
+def row(times: Sequence[float], plain: Sequence[float] | None) -> dict[str, float]:
+    """Figures of one call in milliseconds, over those of the same rounds that are `plain` if there are any."""
+    found = {"p50_ms": statistics.median(times), "p99_ms": percentile(times, 0.99)}
+    if plain is not None:
+        found["p50_over_in_process_ms"] = statistics.median(map(operator.sub, times, plain))
+    return {name: round(1000 * seconds, 3) for name, seconds in found.items()}
 
 
 @contextmanager

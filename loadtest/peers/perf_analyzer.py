@@ -121,11 +121,8 @@ def of_server(
     server: str, number: int, args: argparse.Namespace, analyzer: list[str], scratch: Path
 ) -> list[dict[str, Any]]:
     """All sizes of one server."""
-    begin, log, runs = (
-        start({**ROWS, **VARIANTS}[server], "", "", scratch),
-        scratch / "server.log",
-        list[dict[str, Any]](),
-    )
+    begin = start({**ROWS, **VARIANTS}[server], "", "", scratch)
+    log, runs = scratch / "server.log", list[dict[str, Any]]()
     with group(begin.command, env=begin.env, cwd=begin.cwd, log=log) as leader:
         ready(begin.ready, leader, log)
         for side in args.sides:
