@@ -1,27 +1,36 @@
-"""Step G: what the passes over memory between the products cost, and what torch's compiler makes of them."""
+"""Step G: what the passes over memory between the products cost, and what torch's compiler and Triton make of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from loadtest.gpu import network
+from loadtest.gpu.products import NEEDS_CUDA, runs_triton
 from loadtest.gpu.record import Record
 from loadtest.gpu.timing import seconds, wall
 from torch import Tensor
 
 from viq import rope
 from viq.fsq import quantise
+from viq.hardware import prepare_cuda
+from viq.linear import linear_gelu
 from viq.packing import Packing
 from viq.row_probe import row_multiple
 
-PREDICTED = {"add and LayerNorm": "6 of 54 KB a patch and block", "GELU": "24 of 54 KB: 5 % of a 1024² image"}
+PREDICTED = {
+    "add and LayerNorm": "6 of 54 KB a patch and block",
+    "GELU": "24 of 54 KB: 5 % of a 1024² image",
+    "fc1 and GELU": "Triton's breaks even at about 580 TFLOP/s, saves about 2 % of a 1024² image at 650",
+    "rotary": "14 launches to one",
+}
 
 
 @torch.inference_mode()
 def run(record: Record, device: torch.device, tiny: bool) -> None:
-    """Each pass eagerly and compiled, then the whole head; bits and codes beside the times."""
+    """Each pass eagerly and compiled, then the whole head, then Triton's kernels; bits and codes beside the times."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     width = 64 if tiny else 1536
     for rows in (32,) if tiny else (1024, 4096, 16_384):
@@ -29,9 +38,14 @@ def run(record: Record, device: torch.device, tiny: bool) -> None:
             _passes(record, rows, width, dtype, device, compiled=not tiny)
     if tiny:
         record.add(what="head compiled", note="left out of --tiny: compiling takes half a minute")
+    else:
+        with record.tried(what="head"):
+            _head(record, device, dtype)
+    if not runs_triton(device):
+        record.add(by="triton", note=NEEDS_CUDA)
         return
-    with record.tried(what="head"):
-        _head(record, device, dtype)
+    with record.tried(by="triton"):  # last: a kernel that goes astray takes the process's CUDA with it
+        _tritons(record, (1, 32) if tiny else (256, 1024, 4096, 16_384), width, device)
 
 
 def _head(record: Record, device: torch.device, dtype: torch.dtype) -> None:
@@ -51,6 +65,51 @@ def _head(record: Record, device: torch.device, dtype: torch.dtype) -> None:
             eager_ms=seconds(lambda x=x, p=packing, t=table: encoder.head(x, p, t), device) * 1e3,  # type: ignore[misc]
             compiled_ms=seconds(lambda x=x, p=packing, t=table: fused(x, p, t), device) * 1e3,  # type: ignore[misc]
         )  # fmt: skip
+
+
+def _tritons(record: Record, counts: Sequence[int], width: int, device: torch.device) -> None:
+    from loadtest.gpu import kernels
+
+    if device.type == "cuda":
+        prepare_cuda()
+    draw = torch.Generator(device).manual_seed(width)
+
+    def drawn(*shape: int) -> Tensor:
+        return torch.randn(shape, device=device, generator=draw).to(kernels.DTYPE)
+
+    weight, bias, gain, shift = drawn(4 * width, width) * width**-0.5, drawn(4 * width), drawn(width), drawn(width)
+    for rows in counts:
+        x, y, wide, table = drawn(rows, width), drawn(rows, width), drawn(rows, 4, 3, 256), drawn(2, rows, 4, 128)
+        heads = wide.unbind(2)[0]  # the queries lie between keys and values
+
+        def normed(x: Tensor = x, y: Tensor = y) -> tuple[Tensor, Tensor]:
+            total = x + y
+            return total, F.layer_norm(total, (width,), gain, shift, 1e-6)
+
+        fc1 = partial(linear_gelu, x, weight, bias)
+        pairs: dict[tuple[str, str], tuple[Callable[[], object], Callable[[], object]]] = {
+            ("fc1 and GELU", "triton"): (partial(kernels.linear, x, weight, bias, gelu=True), fc1),
+            ("fc1 and GELU", "triton, TMA descriptors"): (
+                partial(kernels.linear, x, weight, bias, gelu=True, descriptors=True), fc1,
+            ),
+            ("rotary", "triton"): (partial(kernels.rotate, heads, table), partial(rope.rotate, heads, table)),
+            ("add and LayerNorm", "triton"): (partial(kernels.add_norm, x, y, gain, shift, 1e-6), normed),
+        }  # fmt: skip
+        for (name, by), (ours, eager) in pairs.items():
+            with record.tried(what=name, by=by, rows=rows):
+                row: dict[str, object] = {"first_ms": wall(ours, device) * 1e3}
+                took = seconds(ours, device)
+                row |= {"ms": took * 1e3, "eager_ms": seconds(eager, device) * 1e3}
+                if name == "fc1 and GELU":
+                    row["tflops"] = 2 * rows * weight.numel() / took / 1e12
+                row["values_equal"] = _shares(ours(), eager())
+                record.add(what=name, by=by, rows=rows, **row, predicted=PREDICTED[name])
+
+
+def _shares(ours: object, theirs: object) -> list[float]:
+    """The share of equal values, of each tensor that was returned."""
+    pairs = [(ours, theirs)] if isinstance(ours, Tensor) else zip(ours, theirs, strict=True)  # type: ignore[call-overload]
+    return [float((a == b).float().mean()) for a, b in pairs]
 
 
 def _passes(record: Record, rows: int, width: int, dtype: torch.dtype, device: torch.device, compiled: bool) -> None:

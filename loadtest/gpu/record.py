@@ -8,6 +8,7 @@ import platform
 import re
 import subprocess
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
@@ -51,7 +52,9 @@ class Record:
             yield
         except ImportError as error:
             self.add(**row, skipped=f"this lacks {error.name or error}")
-        except RuntimeError as error:  # what torch raises, also when memory is out
+        except Exception as error:  # noqa: BLE001  # torch raises RuntimeError, also when memory is out; Triton its own
+            if not isinstance(error, RuntimeError):
+                traceback.print_exc()  # a compiler says in its last line what it did not like
             self.add(**row, error=f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"[:_LONGEST])
         else:
             return

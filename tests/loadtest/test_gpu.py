@@ -64,6 +64,11 @@ def test_predictions_stand_beside_what_was_measured(results: dict[str, dict[str,
     assert not [row for letter in "ADEFGH" for row in rows(results, letter) if "error" in row or "skipped" in row]
 
 
+def test_tritons_kernels_are_left_out_on_a_cpu_and_that_is_said(results: dict[str, dict[str, object]]) -> None:
+    for letter in "CG":
+        assert [row for row in rows(results, letter) if "Triton's kernels are for CUDA" in str(row.get("note"))]
+
+
 def test_types_agree_the_more_the_more_bits_they_have(results: dict[str, dict[str, object]]) -> None:
     found = {" ".join(row["of"]): row for row in rows(results, "I") if row["what"] == "codes of nano"}  # type: ignore[arg-type]
     equal = [found[pair]["equal"] for pair in ("float16 float32", "bfloat16 float32", "fp8 float32")]
