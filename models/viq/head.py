@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from viq import rope
 from viq.attention import attention
 from viq.config import CODES_PER_PATCH
-from viq.layers import BLOCK_EPS, Linear, Mlp, plain_norm
+from viq.layers import BLOCK_EPS, Linear, Mlp, added, plain_norm
 from viq.packing import Ends, Packing
 
 if TYPE_CHECKING:
@@ -51,8 +51,8 @@ class HeadwiseBlock(nn.Module):
 
     def forward(self, z: Tensor, table: Tensor, packing: Packing | Ends) -> Tensor:
         """`(rows*S, C)` to `(rows*S, C)`."""
-        z = z + self.attn(self.norm1(z), table, packing)
-        return z + self.mlp(self.norm2(z))  # type: ignore[no-any-return]
+        z = added(z, self.attn(self.norm1(z), table, packing))
+        return added(z, self.mlp(self.norm2(z)))
 
 
 class HeadGraph(nn.Module):

@@ -80,8 +80,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, packing: Packing | Ends) -> Tensor:
         """`(rows, C)` to `(rows, C)`."""
-        x = x + self.attn(self.norm1(x), packing)
-        return x + self.mlp(self.norm2(x))  # type: ignore[no-any-return]
+        x = added(x, self.attn(self.norm1(x), packing))
+        return added(x, self.mlp(self.norm2(x)))
 
 
 class ResidualMlp(nn.Module):
@@ -94,7 +94,12 @@ class ResidualMlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`(rows, C)` to `(rows, C)`."""
-        return x + self.mlp(self.norm(x))  # type: ignore[no-any-return]
+        return added(x, self.mlp(self.norm(x)))
+
+
+def added(x: Tensor, branch: Tensor) -> Tensor:
+    """`x + branch`, both `(rows, C)`; into `branch`, which nobody else holds, unless this is being made a graph."""
+    return x + branch if traced() else branch.add_(x)
 
 
 def plain_norm(x: Tensor) -> Tensor:

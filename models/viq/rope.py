@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from viq.elementwise import apply
+from viq.hardware import traced
 
 _GOLDEN = pi * (sqrt(5) - 1) / 2
 _SLOWEST, _FASTEST = 0.2, 20.0
@@ -43,4 +44,11 @@ def rotate(x: Tensor, table: Tensor) -> Tensor:
     """Rotate `(N, S, D)` by `table` `(2, N, S, F)`; element `i` pairs with `i + F`."""
     a, b = x.chunk(2, dim=-1)
     cos, sin = table[0], table[1]
-    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
+    if traced() or (torch.is_grad_enabled() and x.requires_grad):
+        return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
+    # The same values, straight into both halves of what they are joined to.
+    rotated = x.new_empty(x.shape)
+    first, second = rotated.chunk(2, dim=-1)
+    torch.mul(a, cos, out=first).sub_(b * sin)
+    torch.mul(a, sin, out=second).add_(b * cos)
+    return rotated

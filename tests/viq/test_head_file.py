@@ -191,7 +191,9 @@ def test_the_service_takes_of_several_heads_the_one_for_its_weights(file: Path, 
 
     nano = ViQ.from_pretrained(device="cpu", parts=("encoder",))
     nano.build_head("torchscript", tmp_path / "nano.pt")
-    settings = Settings.load({"device": "cpu", "head": "torchscript", "head_file": f"{file},{tmp_path / 'nano.pt'}"})
+    settings = Settings.load(
+        {"device": "cpu", "replicas": 1, "head": "torchscript", "head_file": f"{file},{tmp_path / 'nano.pt'}"}
+    )
     (model,) = _models(settings)
     assert isinstance(model, ViQ)
     assert (model.head, model.invariant) == ("torchscript", True)

@@ -18,6 +18,7 @@ from viq_serving.cli.batches import BATCH_PATCHES
 from viq_serving.cli.failures import Unusable, UsageError, require
 from viq_serving.cli.options import weights_root
 from viq_serving.cli.progress import Progress
+from viq_serving.heap import keep_freed_memory
 from viq_serving.images import ImageLimits, decode
 from viq_serving.openmp import spin_briefly
 
@@ -119,6 +120,7 @@ def load(options: argparse.Namespace, parts: Collection[str]) -> ViQ:
     """The model that `options` name; raises `Unusable` with the reason, `UsageError` for an impossible device."""
     require("torch", "safetensors")
     spin_briefly()
+    keep_freed_memory()
     with Progress("loading"):
         from viq.model import ViQ
 

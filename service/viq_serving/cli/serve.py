@@ -40,9 +40,11 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(settings.masked(), indent=2))
         return DONE
     require("torch", "safetensors", "fastapi", "uvicorn", "httptools", "prometheus_client")
+    from viq_serving.heap import keep_freed_memory
     from viq_serving.openmp import spin_briefly
 
     spin_briefly()
+    keep_freed_memory()
     # Its own lines are no JSON, and to it a port that closes is an error. Read when it is imported.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from viq_serving.app import run as serve

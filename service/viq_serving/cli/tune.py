@@ -58,9 +58,11 @@ def run(args: argparse.Namespace) -> int:
     if args.output is not None and (args.output.is_dir() or not args.output.absolute().parent.is_dir()):
         raise UsageError(f"{args.output}: expected a file in a folder that is there")
     require("torch", "prometheus_client")
+    from viq_serving.heap import keep_freed_memory
     from viq_serving.openmp import spin_briefly
 
     spin_briefly()
+    keep_freed_memory()
     try:
         advice = _advised(args)
     except InvalidInput as error:

@@ -125,8 +125,10 @@ class Child:
 
 _MEMORY = "out_of_memory"
 _PROGRAM = f"""
+from viq_serving.heap import keep_freed_memory
 from viq_serving.openmp import spin_briefly
 spin_briefly()
+keep_freed_memory()
 from {__name__} import main
 main()
 """

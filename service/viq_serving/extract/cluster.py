@@ -20,6 +20,7 @@ from viq_serving.extract.extraction import Extraction, Keys, Tally, changed
 from viq_serving.extract.here import Here
 from viq_serving.extract.output import Output, Run, shard_name
 from viq_serving.extract.sources import Item, Reading, Source, source_of
+from viq_serving.heap import keep_freed_memory
 from viq_serving.images import ImageLimits
 from viq_serving.openmp import spin_briefly, take_short_turns
 from viq_serving.types import Alpha
@@ -223,6 +224,7 @@ def _made(job: Job, run: Run, pending: Sequence[int]) -> Iterator[Mapping[str, A
 
 def _model(job: Job) -> Any:
     spin_briefly()
+    keep_freed_memory()
     take_short_turns()
     from viq.model import ViQ
 
