@@ -212,6 +212,12 @@ class ViQ:
         return frozenset(name for name, part in held if part is not None)
 
     @property
+    def weight_bytes(self) -> int:
+        """Bytes that the weights of the loaded parts take."""
+        parts = (part for part in (self._encoder, self._embedder, self._decoder) if part is not None)
+        return sum(weight.nbytes for part in parts for weight in (*part.parameters(), *part.buffers()))
+
+    @property
     def width(self) -> int:
         """Width `C` of features and activations."""
         weight = self._encoder.project_in.weight if self._encoder else self.embedder.lift.weight.T

@@ -56,6 +56,20 @@ def test_replicas_must_be_worth_it(advice: Advice) -> None:
     assert advice.capacity == 130
 
 
+def test_processes_must_be_worth_it_too(advice: Advice) -> None:
+    advice.setting = Setting(512)
+    advice.replicas = {1: [run_of(100)], 2: [run_of(120)]}
+    advice.processes = {1: [run_of(101)], 2: [run_of(125)]}
+    advice.choose_replicas()
+    assert advice.setting == Setting(512, 2, processes=False)
+    advice.processes = {1: [run_of(127)], 2: [run_of(140)]}
+    advice.choose_replicas()
+    assert advice.setting == Setting(512, 2, processes=True)
+    assert advice.capacity == 140
+    assert advice.settings()["VIQ_REPLICA_PROCESSES"] == "true"
+    assert "processes" in written(advice, "text")
+
+
 def test_the_queue_holds_what_is_computed_in_its_age_within_bounds(advice: Advice) -> None:
     for rate, patches in ((1.0, 16_384), (100.0, 100_352), (10_000.0, 262_144)):
         advice.budgets, advice.setting = {512: [run_of(rate)]}, Setting(512)
@@ -64,7 +78,8 @@ def test_the_queue_holds_what_is_computed_in_its_age_within_bounds(advice: Advic
 
 def test_advice_is_read_by_systemd_and_kubernetes(advice: Advice) -> None:
     advice.budgets, advice.setting, advice.loads = {512: [run_of(50)]}, Setting(512, 1), {0.9: run_of(45)}
-    settings = {"VIQ_MAX_BATCH_PATCHES": "512", "VIQ_REPLICAS": "1", "VIQ_MAX_QUEUE_PATCHES": "50176"}
+    settings = {"VIQ_MAX_BATCH_PATCHES": "512", "VIQ_REPLICAS": "1", "VIQ_REPLICA_PROCESSES": "false"}
+    settings["VIQ_MAX_QUEUE_PATCHES"] = "50176"
     lines = [line for line in written(advice, "env").splitlines() if not line.startswith("#")]
     assert dict(line.split("=") for line in lines) == settings
     assert yaml.safe_load(written(advice, "configmap"))["data"] == settings
@@ -86,6 +101,7 @@ def test_a_quick_round_measures_this_machine(
         "64,128",
         "--replicas",
         "1",
+        "--replica-processes",
         "--json",
         "-o",
         str(tmp_path / "found.json"),
@@ -97,6 +113,8 @@ def test_a_quick_round_measures_this_machine(
     assert found["model"]["size"] == "nano"
     assert found["settings"]["VIQ_MAX_BATCH_PATCHES"] in ("64", "128")
     assert list(found["measured"]["budgets"]) == ["64", "128"]
+    assert list(found["measured"]["replicas"]) == list(found["measured"]["processes"]) == ["1"]
+    assert found["settings"]["VIQ_REPLICA_PROCESSES"] in ("true", "false")
     assert found["expected"]["images_per_s"] > 0
     assert list(found["expected"]["latency_ms_at_load"]) == ["50%", "90%"]
     assert found["expected"]["latency_ms_at_load"]["90%"]["p99"] > 0
@@ -115,16 +133,18 @@ def test_what_cannot_be_meant_is_told(arguments: list[str], said: str, capfd: py
     assert said in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("processes", [False, True])
 @pytest.mark.parametrize(("budget", "rate"), [(1, 1e-6), (512, 50.0), (2**40, 1e9)])
 def test_the_service_takes_what_is_advised(
-    advice: Advice, budget: int, rate: float, monkeypatch: pytest.MonkeyPatch
+    advice: Advice, budget: int, rate: float, processes: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    advice.budgets, advice.setting, advice.loads = {budget: [run_of(rate)]}, Setting(budget, 2), {0.9: run_of(rate)}
+    advice.budgets, advice.loads, advice.processes = {budget: [run_of(rate)]}, {0.9: run_of(rate)}, {2: [run_of(rate)]}
+    advice.setting = Setting(budget, 2, processes)
     for line in written(advice, "env").splitlines():
         if not line.startswith("#"):
             monkeypatch.setenv(*line.split("="))
     settings = Settings.load({})
-    assert (settings.max_batch_patches, settings.replicas) == (budget, 2)
+    assert (settings.max_batch_patches, settings.replicas, settings.replica_processes) == (budget, 2, processes)
     assert settings.max_queue_patches == advice.queue_patches
 
 

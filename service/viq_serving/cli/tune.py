@@ -13,9 +13,11 @@ from viq.errors import InvalidInput, ViQError
 from viq_serving.cli import options
 from viq_serving.cli.bench_options import counts, fraction, positive, seconds
 from viq_serving.cli.failures import DONE, Unusable, UsageError, require
+from viq_serving.cli.options import weights_root
 from viq_serving.cli.progress import Progress
 
 if TYPE_CHECKING:
+    from viq.model import ViQ
     from viq_serving.tune.advice import Advice
     from viq_serving.tune.measurement import Measurement
 
@@ -23,10 +25,11 @@ HELP = "measure this machine with a mix of sizes, and say which batch budget, li
 
 _CPU_BUDGETS, _CUDA_BUDGETS = (256, 512, 1024, 2048, 4096), (2048, 4096, 8192, 16_384, 32_768)
 _LOADS = (0.5, 0.9)
+_PROCESS_BYTES = 400 * 2**20  # of a process with torch, besides its weights
 _EPILOG = """
 The engine of the service is measured in this process, image files and all, without HTTP or gRPC: callers that wait
-for their answers under each batch budget in turn, then with more replicas, then requests at random times at 50 % and
-90 % of what that achieved. Nothing else should run meanwhile.
+for their answers under each batch budget in turn, then with more replicas, also in processes of their own, then
+requests at random times at 50 % and 90 % of what that achieved. Nothing else should run meanwhile.
 """
 
 
@@ -39,6 +42,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of pictures and arrivals; default: 0")
     parser.add_argument("--budgets", type=counts, metavar="N,…", help="patches a batch to try; default: by the device")
     parser.add_argument("--replicas", type=counts, metavar="N,…", help="to try; default: 1,2 on a CPU, else 1")
+    parser.add_argument(
+        "--replica-processes",
+        action=argparse.BooleanOptionalAction,
+        help="try them as processes of their own, too; default: on a CPU with memory for their weights",
+    )
     parser.add_argument("--loads", type=fraction, default=_LOADS, metavar="P%,…", help="default: 50%%,90%%")
     parser.add_argument("--in-flight", type=positive, default=16, metavar="N", help="callers that wait; default: 16")
     parser.add_argument("--duration", type=seconds, default=8.0, metavar="S", help="of each run; default: 8")
@@ -98,18 +106,33 @@ def _advised(args: argparse.Namespace) -> Advice:
     model = load(args, ("encoder", "embedder", "decoder"))
     budgets = args.budgets or (_CPU_BUDGETS if model.device.startswith("cpu") else _CUDA_BUDGETS)
     replicas = args.replicas or ((1, 2) if model.device.startswith("cpu") and torch.get_num_threads() > 1 else (1,))
-    steps = args.rounds * (len(budgets) + (len(replicas) if len(replicas) > 1 else 0)) + len(args.loads)
+    processes = replicas if _tries_processes(args, model, max(replicas)) else ()
+    replicas = replicas if len(replicas) > 1 or processes else ()
+    steps = args.rounds * (len(budgets) + len(replicas) + len(processes)) + len(args.loads)
     with Progress("drawing pictures", args.pictures) as progress:
         files = pictures_of(mix, args.pictures, args.seed, advance=progress.advance)
     described = {"size": model.size, "fingerprint": model.fingerprint, "device": model.device, "dtype": model.dtype}
     advice = Advice({**mix_row(mix, files, args.seed), "scale": args.scale}, described, machine())
     span = Span(args.warm_up, args.duration)
-    measurement = Measurement(model, files, span, args.seed, torch.get_num_threads())
+    asked = {"root": weights_root(args), "size": args.size, "dtype": args.dtype or "auto"}
+    asked |= {"head": args.head or "eager", "head_file": [str(one) for one in args.head_file or ()]}
+    measurement = Measurement(model, files, span, args.seed, torch.get_num_threads(), asked)
     if args.quick and args.budgets is None:
         budgets = budgets[1:4]
     with Progress("measuring", steps) as progress:
-        _choose(args, advice, measurement, budgets, replicas, progress)
+        _choose(args, advice, measurement, budgets, (replicas, processes), progress)
     return advice
+
+
+def _tries_processes(args: argparse.Namespace, model: ViQ, count: int) -> bool:
+    """Whether replicas are tried as processes; raises `UsageError` where they are asked for and cannot be."""
+    on_cpu = model.device.startswith("cpu")
+    if args.replica_processes and not on_cpu:
+        raise UsageError(f"--replica-processes: they are for a CPU, the device is {model.device}")
+    if args.replica_processes is not None:
+        return bool(args.replica_processes)
+    needed = count * (model.weight_bytes + _PROCESS_BYTES)
+    return on_cpu and needed <= os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2
 
 
 def _choose(
@@ -117,10 +140,10 @@ def _choose(
     advice: Advice,
     measurement: Measurement,
     budgets: Sequence[int],
-    replicas: Sequence[int],
+    replicas: tuple[Sequence[int], Sequence[int]],
     progress: Progress,
 ) -> None:
-    """Budgets in turn, then replicas, then loads of what was chosen."""
+    """Budgets in turn, then replicas, threads and processes, then loads of what was chosen."""
     from viq_serving.bench.arrivals import Closed, Poisson
     from viq_serving.tune.measurement import Setting
 
@@ -130,15 +153,16 @@ def _choose(
             advice.budgets.setdefault(budget, []).append(measurement.run(Setting(budget), callers))
             progress.advance()
     advice.choose_budget()
-    if len(replicas) > 1:
-        for _ in range(args.rounds):
-            for count in replicas:
-                setting = Setting(advice.setting.batch_patches, count)
-                advice.replicas.setdefault(count, []).append(measurement.run(setting, callers))
+    budget = advice.setting.batch_patches
+    for _ in range(args.rounds):
+        for rows, counts_, processes in ((advice.replicas, replicas[0], False), (advice.processes, replicas[1], True)):
+            for count in counts_:
+                rows.setdefault(count, []).append(measurement.run(Setting(budget, count, processes), callers))
                 progress.advance()
+    if advice.replicas:
         advice.choose_replicas()
-    else:
-        advice.setting = Setting(advice.setting.batch_patches, replicas[0])
+    elif args.replicas:
+        advice.setting = Setting(budget, args.replicas[0])
     for share in args.loads:
         advice.loads[share] = measurement.run(advice.setting, Poisson(share * advice.capacity))
         progress.advance()

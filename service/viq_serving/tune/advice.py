@@ -22,13 +22,17 @@ Figures = Mapping[str, Any]
 
 @dataclass
 class Advice:
-    """Settings and what to expect of them. Rows are figures of runs, by what was set or by share of the capacity."""
+    """Settings and what to expect of them. Rows are figures of runs, by what was set or by share of the capacity.
+
+    `replicas` are threads of one process, `processes` are processes of their own, both by their number.
+    """
 
     mix: Mapping[str, Any]
     model: Mapping[str, Any]
     machine: Mapping[str, Any]
     budgets: dict[int, list[Figures]] = field(default_factory=dict)
     replicas: dict[int, list[Figures]] = field(default_factory=dict)
+    processes: dict[int, list[Figures]] = field(default_factory=dict)
     loads: dict[float, Figures] = field(default_factory=dict)
     setting: Setting = field(default_factory=lambda: Setting(1))
 
@@ -39,25 +43,24 @@ class Advice:
         self.setting = Setting(min(budget for budget, rate in rates.items() if rate >= ENOUGH * most))
 
     def choose_replicas(self) -> None:
-        """As few replicas as give nearly the best throughput; several only if they are worth it."""
-        rates = {count: rate_of(runs) for count, runs in sorted(self.replicas.items())}
-        best, rate = next(iter(rates.items()))
-        for count, other in rates.items():
-            if other > WORTH * rate:
-                best, rate = count, other
-        self.setting = Setting(self.setting.batch_patches, best)
+        """As few replicas as give nearly the best throughput; several, and processes, only if they are worth it."""
+        ways = [(runs, count, False) for count, runs in sorted(self.replicas.items())]
+        ways += [(runs, count, True) for count, runs in sorted(self.processes.items())]
+        best, rate = ways[0], rate_of(ways[0][0])
+        for way in ways:
+            if rate_of(way[0]) > WORTH * rate:
+                best, rate = way, rate_of(way[0])
+        self.setting = Setting(self.setting.batch_patches, *best[1:])
 
     @property
     def capacity(self) -> float:
         """Images a second with what was chosen."""
-        runs = self.replicas.get(self.setting.replicas) or self.budgets[self.setting.batch_patches]
-        return rate_of(runs)
+        return rate_of(self._chosen)
 
     @property
     def patches_per_s(self) -> float:
         """Patches a second with what was chosen."""
-        runs = self.replicas.get(self.setting.replicas) or self.budgets[self.setting.batch_patches]
-        return statistics.median(float(run["achieved"]["patches_per_s"]) for run in runs)
+        return statistics.median(float(run["achieved"]["patches_per_s"]) for run in self._chosen)
 
     @property
     def queue_patches(self) -> int:
@@ -77,6 +80,7 @@ class Advice:
         return {
             "VIQ_MAX_BATCH_PATCHES": str(self.setting.batch_patches),
             "VIQ_REPLICAS": str(self.setting.replicas),
+            "VIQ_REPLICA_PROCESSES": str(self.setting.processes).lower(),
             "VIQ_MAX_QUEUE_PATCHES": str(self.queue_patches),
         }
 
@@ -97,9 +101,17 @@ class Advice:
             "measured": {
                 "budgets": {str(budget): list(runs) for budget, runs in self.budgets.items()},
                 "replicas": {str(count): list(runs) for count, runs in self.replicas.items()},
+                "processes": {str(count): list(runs) for count, runs in self.processes.items()},
                 "loads": {f"{100 * share:g}%": dict(row) for share, row in self.loads.items()},
             },
         }
+
+    @property
+    def _chosen(self) -> Sequence[Figures]:
+        """The runs with what was chosen."""
+        if self.setting.processes:
+            return self.processes[self.setting.replicas]
+        return self.replicas.get(self.setting.replicas) or self.budgets[self.setting.batch_patches]
 
 
 def rate_of(runs: Sequence[Figures]) -> float:

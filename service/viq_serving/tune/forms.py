@@ -18,9 +18,9 @@ def written(advice: Advice, form: str) -> str:
 def _text(advice: Advice) -> str:
     lines = [_said(advice), "", f"{'budget':>9} {'images/s':>9} {'patches/s':>10} {'p50 ms':>8} {'p99 ms':>8}"]
     lines += [_row(str(budget), runs) for budget, runs in advice.budgets.items()]
-    if len(advice.replicas) > 1:
-        lines += ["", f"{'replicas':>9}"]
-        lines += [_row(str(count), runs) for count, runs in advice.replicas.items()]
+    for name, tried in (("replicas", advice.replicas), ("processes", advice.processes)):
+        if tried:
+            lines += ["", f"{name:>9}", *(_row(str(count), runs) for count, runs in tried.items())]
     lines += ["", *_expected(advice), "", *(f"{name}={value}" for name, value in advice.settings().items())]
     return "\n".join(lines) + "\n"
 

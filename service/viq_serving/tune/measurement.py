@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from viq_serving.bench.figures import figures_of
 from viq_serving.bench.load import Span, closed, opened
 from viq_serving.bench.pictures import PictureFile
 from viq_serving.bench.seen import Seen
+from viq_serving.engine.child import in_processes
 from viq_serving.engine.engine import EngineLimits
 from viq_serving.errors import ViQError
 from viq_serving.event_loop import new_loop
@@ -24,9 +25,11 @@ from viq_serving.tune.engine_door import EngineDoor
 
 if TYPE_CHECKING:
     from viq.model import ViQ
+    from viq_serving.engine.child import Model
 
 _MAX_AGE_S, _MAX_IMAGES = 3600.0, 64  # nothing is refused for waiting while it is measured
 _ARRIVALS, _LONGER, _TRIES = 20, 8.0, 3
+_NEW_WARM_S = 2.0
 
 
 class TuningFailed(ViQError):
@@ -37,24 +40,37 @@ class TuningFailed(ViQError):
 
 @dataclass(frozen=True)
 class Setting:
-    """What is varied: patches computed together, attention counted in, and threads that compute beside one another."""
+    """What is varied: patches computed together, attention counted in; how many compute beside one another; where."""
 
     batch_patches: int
     replicas: int = 1
+    processes: bool = False
 
 
 class Measurement:
     """Runs of the engine with one model and one set of pictures. `threads` are torch's, shared by replicas.
 
-    Where a machine is so slow that nothing comes of a run in its time, it is run again for longer.
+    Processes of their own load what `asked` says, arguments of `ViQ.from_pretrained`. Where a machine is so slow that
+    nothing comes of a run in its time, it is run again for longer.
     """
 
-    def __init__(self, model: ViQ, files: Sequence[PictureFile], span: Span, seed: int, threads: int) -> None:
+    def __init__(
+        self,
+        model: ViQ,
+        files: Sequence[PictureFile],
+        span: Span,
+        seed: int,
+        threads: int,
+        asked: Mapping[str, Any] = {},
+    ) -> None:
         self._model, self._files, self._span, self._seed, self._threads = model, files, span, seed, threads
+        self._asked = asked
 
     def run(self, setting: Setting, arrivals: Arrivals) -> dict[str, Any]:
         """Figures as `viq bench` gives them; raises `TuningFailed` if not all was answered."""
         span = self._span
+        if setting.processes:  # they are new, this one has seen the pictures before
+            span = replace(span, warm_s=max(span.warm_s, _NEW_WARM_S))
         if isinstance(arrivals, Poisson) and span.seconds is not None:
             span = replace(span, seconds=max(span.seconds, min(_ARRIVALS / arrivals.rate, _LONGER * span.seconds)))
         figures = self._figures(setting, arrivals, span)
@@ -81,7 +97,7 @@ class Measurement:
         torch.set_num_threads(self._threads)
         limits = EngineLimits(max_patches=2**40, max_age_s=_MAX_AGE_S, batch_patches=setting.batch_patches)
         tokenizer = Tokenizer(ImageLimits(), _MAX_IMAGES, Metrics(__version__), limits)
-        await tokenizer.load(lambda: [self._model] * setting.replicas)
+        await tokenizer.load(lambda: self._replicas(setting))
         try:
             door, seen = EngineDoor(tokenizer, self._files), Seen(wanted=False)
             order = cycle(len(self._files), self._seed)
@@ -94,6 +110,11 @@ class Measurement:
             tokenizer.close()
         counted = isinstance(arrivals, Closed) and span.seconds is None
         return figures_of([load], self._files, closed=isinstance(arrivals, Closed), counted=counted)
+
+    def _replicas(self, setting: Setting) -> Sequence[Model]:
+        if setting.processes:
+            return in_processes([self._asked], self._model.device, setting.replicas)
+        return [self._model] * setting.replicas
 
 
 def _told(figures: dict[str, Any]) -> bool:
