@@ -23,7 +23,14 @@ from torch import Tensor
 sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
 
 from loadtest.gpu.network import inputs, randomised  # noqa: E402
-from loadtest.gpu.precision import agreement, decoded_psnr, encoded, flat, photographs  # noqa: E402
+from loadtest.gpu.precision import (  # noqa: E402
+    agreement,
+    decoded_psnr,
+    encoded,
+    encoded_wholly_in_fp8,
+    flat,
+    photographs,
+)
 
 from viq.config import variant  # noqa: E402
 from viq.encoder import Encoder, EncoderShape  # noqa: E402
@@ -34,6 +41,7 @@ from viq.row_probe import row_multiple  # noqa: E402
 
 DTYPES = ("float32", "bfloat16", "float16", FP8)
 PAIRS = (("bfloat16", "float32"), ("float16", "float32"), ("fp8", "float32"), ("fp8", "bfloat16"))
+WHOLLY = "fp8 in every linear layer"
 
 
 def main() -> None:
@@ -45,13 +53,16 @@ def main() -> None:
     args = parser.parse_args()
     pictures = photographs(args.pictures)
     codes = {dtype: encoded(pictures, dtype, args.device) for dtype in DTYPES}
+    codes[WHOLLY] = encoded_wholly_in_fp8(pictures, args.device)
     result = {
         "machine": machine(),
         "device": args.device,
         "size": "nano",
         "pictures": len(pictures),
         "height_and_width": pictures[0].shape[:2],
-        "agreement": compared({dtype: flat(made) for dtype, made in codes.items()}, variant("nano").levels),
+        "agreement": compared(
+            {dtype: flat(made) for dtype, made in codes.items()}, variant("nano").levels, (*PAIRS, (WHOLLY, "float32"))
+        ),
         "psnr_db": {dtype: round(one, 3) for dtype, one in decoded_psnr(codes, pictures, args.device).items()},
         "random_weights": [random(depth, torch.device(args.device)) for depth in args.depths],
     }
@@ -75,12 +86,14 @@ def random(depth: int, device: torch.device) -> dict[str, object]:
     return {"width": shape.width, "trunk_blocks": depth, "agreement": compared(codes, shape.levels)}
 
 
-def compared(codes: dict[str, Tensor], levels: Sequence[int]) -> list[dict[str, object]]:
-    """Agreement of `PAIRS`."""
+def compared(
+    codes: dict[str, Tensor], levels: Sequence[int], pairs: Sequence[tuple[str, str]] = PAIRS
+) -> list[dict[str, object]]:
+    """How well both of each pair agree."""
     return [
         {"of": [one, other], "codes": len(codes[one])}
         | {name: round(share, 5) for name, share in agreement(codes[one], codes[other], levels).items()}
-        for one, other in PAIRS
+        for one, other in pairs
     ]
 
 

@@ -73,7 +73,7 @@ class Settings(BaseSettings):
     dtype: Literal["auto", "bfloat16", "float32", "float16", "fp8"] = Field(
         default="auto",
         description="compute type; auto is bfloat16 on CUDA and float32 on CPU; fp8: bfloat16 with the trunk's "
-        "products in 8 bits, experimental, not yet run on a GPU, emulated and slow on a CPU",
+        "products in 8 bits, experimental, not yet run on a GPU; on a CPU emulated, to compare codes, and slower",
     )
     head: Literal["eager", "compile", "torchscript", "aoti", "onnx", "tensorrt"] = Field(
         default="eager",

@@ -47,7 +47,7 @@ def add_weights(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
         "--dtype",
         choices=DTYPES,
         help="compute type; default: auto, bfloat16 on CUDA, float32 on CPU; fp8: bfloat16 with the trunk's products "
-        "in 8 bits, emulated and slow on a CPU",
+        "in 8 bits, on a CPU emulated and slower",
     )
     return group
 
