@@ -52,5 +52,6 @@ def test_a_product_in_8_bits_on_a_gpu_is_the_one_that_a_cpu_emulates_but_for_rou
     x = torch.randn(256, 1536, generator=make).to(torch.bfloat16)
     cpu = Fp8Linear(plain.to(torch.bfloat16))
     ours, theirs = cpu(x).float(), Fp8Linear(plain.to("cuda"))(x.cuda()).cpu().float()
-    # Tensor cores keep some 14 bits of a sum between two additions in float32.
-    assert ((ours - theirs).abs() <= 2**-8 * ours.abs() + 2**-10).all()
+    # One step of bfloat16, and what tensor cores lose that keep some 14 bits of a sum between two additions in float32.
+    assert ((ours - theirs).abs() <= 2**-7 * ours.abs() + 2**-7).all()
+    assert (ours == theirs).float().mean() > 0.5

@@ -100,7 +100,7 @@ def test_the_call_made_on_cuda_gives_on_a_cpu_what_is_emulated_there() -> None:
     found, expected = (
         product(a, a_scale, layer.weight, layer.scale, layer.bias).double() for product in (multiplied, emulated)
     )
-    assert ((found - expected).abs() / expected.abs().clamp_min(1)).max() <= 2**-8
+    assert ((found - expected).abs() / expected.abs().clamp_min(1)).max() <= 2**-7  # a step of bfloat16
     assert (found == expected).double().mean() > 0.98
 
 
