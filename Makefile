@@ -208,6 +208,10 @@ training-speedup: dev  ## time of training steps with the encoder in the loop an
 bench-heads: dev  ## quantization heads by each back end: codes and time against eager (docs/heads.md)
 	OMP_WAIT_POLICY=passive $(BIN)/python bench/heads.py --out bench/results/heads.json
 
+.PHONY: bench-precision
+bench-precision: dev  ## codes of each compute type against float32's (docs/precision.md)
+	OMP_NUM_THREADS=1 $(BIN)/python bench/precision.py --out bench/results/precision.json
+
 # Other servers with the same network: loadtest/peers/README.md. What is measured already is kept; ARGS="--rows mosec --rounds 3".
 .PHONY: peers
 PEERS := loadtest/results/peers

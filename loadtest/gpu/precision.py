@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from loadtest.gpu import network
@@ -17,15 +18,15 @@ from loadtest.gpu.timing import seconds
 from torch import Tensor
 
 from viq.codes import Codes
+from viq.config import variant
 from viq.encoder import Encoder
+from viq.fp8 import Fp8Linear, multiplied, quantise_trunk, quantised
 from viq.fsq import basis
 from viq.layers import Linear
 from viq.packing import Packing
-from viq.parts import PARTS
 from viq.row_probe import row_multiple
 
-FP8 = torch.float8_e4m3fn
-_LARGEST = 448.0  # of float8_e4m3fn
+Pixels = npt.NDArray[np.uint8]
 PREDICTED = {"float16 and float32": 0.985, "bfloat16 and float32": 0.89, "fp8 and bfloat16": 0.3}
 PAIRS = (("bfloat16", "float32"), ("float16", "float32"), ("fp8", "bfloat16"), ("fp8 in the trunk", "bfloat16"),
          ("fp8", "float32"))  # fmt: skip
@@ -47,34 +48,18 @@ def _products(record: Record, name: str, rows: int, inner: int, out: int, device
     row: dict[str, object] = {}
     for kind in ("bfloat16", "float16", "fp8"):
         dtype = torch.float16 if kind == "float16" else torch.bfloat16
-        x, weight = (torch.randn(n, inner, device=device, dtype=dtype) for n in (rows, out))
-        bias = torch.randn(out, device=device, dtype=dtype)
-        calls: dict[str, Callable[[], Tensor]] = {f"{kind}_ms": partial(F.linear, x, weight, bias)}
+        x, plain = torch.randn(rows, inner, device=device, dtype=dtype), Linear(inner, out, device=device, dtype=dtype)
+        calls: dict[str, Callable[[], Tensor]] = {f"{kind}_ms": partial(F.linear, x, plain.weight, plain.bias)}
         if kind == "fp8":
-            calls = {"fp8_ms": _ready(x, weight), "fp8_with_quantising_ms": partial(_scaled, x, weight, bias)}
+            layer = Fp8Linear(plain)
+            ready = partial(multiplied, *quantised(x), layer.weight, layer.scale, layer.bias)
+            calls = {"fp8_ms": ready, "fp8_with_quantising_ms": partial(layer, x)}
         try:
             for name_, call in calls.items():
                 row[name_] = seconds(call, device) * 1e3
         except RuntimeError as error:
             row[f"{kind}_error"] = str(error).splitlines()[0]
     record.add(what=name, rows=rows, inner=inner, out=out, **row)
-
-
-def _ready(x: Tensor, weight: Tensor) -> Callable[[], Tensor]:
-    """The product alone, of what is in fp8 already."""
-    a, b = _quantised(x), _quantised(weight)
-    return lambda: torch._scaled_mm(a[0], b[0].t(), a[1], b[1].t(), out_dtype=torch.bfloat16)
-
-
-def _scaled(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    a, b = _quantised(x), _quantised(weight)
-    return torch._scaled_mm(a[0], b[0].t(), a[1], b[1].t(), out_dtype=torch.bfloat16) + bias
-
-
-def _quantised(x: Tensor) -> tuple[Tensor, Tensor]:
-    """`x` in fp8 and the scale of each row, `(rows, 1)` float32."""
-    scale = x.abs().amax(dim=1, keepdim=True).float().clamp_min(1e-12) / _LARGEST
-    return (x.float() / scale).to(FP8), scale
 
 
 @contextmanager
@@ -87,7 +72,7 @@ def emulated(weights: Container[int]) -> Iterator[None]:
         if id(weight) not in weights:
             return ours(x, weight, bias)  # type: ignore[no-any-return]
         # What is multiplied is fp8 with one scale a row; products and sums are in float32, then rounded once.
-        a, b = (q[0].float() * q[1] for q in (_quantised(x), _quantised(weight)))
+        a, b = (q[0].float() * q[1] for q in (quantised(x), quantised(weight)))
         return F.linear(a, b, bias.float()).to(x.dtype)
 
     try:
@@ -99,10 +84,9 @@ def emulated(weights: Container[int]) -> Iterator[None]:
             module["linear"] = ours
 
 
-def weights_of(encoder: Encoder, *, trunk: bool) -> set[int]:
-    """The `id`s of all linear layers' weights, or of the trunk's blocks alone."""
-    part = encoder.trunk if trunk else encoder
-    return {id(module.weight) for module in part.modules() if isinstance(module, Linear)}
+def weights_of(encoder: Encoder) -> set[int]:
+    """The `id`s of all linear layers' weights."""
+    return {id(module.weight) for module in encoder.modules() if isinstance(module, Linear)}
 
 
 def agreement(one: Tensor, other: Tensor, levels: Sequence[int]) -> dict[str, float]:
@@ -121,16 +105,16 @@ def _levels(codes: Tensor, levels: Sequence[int]) -> Tensor:
 
 
 def _random(record: Record, device: torch.device, tiny: bool) -> None:
-    codes = {}
-    for kind in ("float32", "bfloat16", "float16"):
+    codes, pack = dict[str, Tensor](), network.TINY_PACKS[-1] if tiny else network.Pack("", (512, 256, 256))
+    for kind in ("float32", "float16", "bfloat16"):
         encoder = network.encoder(device, torch.float32, tiny).to(getattr(torch, kind))  # the same weights, rounded
-        pack = network.TINY_PACKS[-1] if tiny else network.Pack("", (512, 256, 256))
         packing = pack.packing(row_multiple(encoder))
         codes[kind] = _codes(encoder, packing)
-        if kind == "bfloat16":
-            for name, trunk in (("fp8", False), ("fp8 in the trunk", True)):
-                with emulated(weights_of(encoder, trunk=trunk)):
-                    codes[name] = _codes(encoder, packing)
+    with emulated(weights_of(encoder)):
+        codes["fp8"] = _codes(encoder, packing)
+    with record.tried(what="codes of random weights, fp8 in the trunk"):
+        quantise_trunk(encoder)
+        codes["fp8 in the trunk"] = _codes(encoder, pack.packing(row_multiple(encoder)))
     _add(record, "codes", codes, encoder.levels)
 
 
@@ -143,34 +127,59 @@ def _codes(encoder: Encoder, packing: Packing) -> Tensor:
 @torch.inference_mode()
 def nano(record: Record, device: torch.device, count: int) -> None:
     """The packaged weights on pictures like photographs; and how well what they make of each type's codes looks."""
-    from viq.model import ViQ
+    pictures = photographs(count)
+    codes = {kind: encoded(pictures, kind, str(device)) for kind in ("float32", "float16", "bfloat16")}
+    with record.tried(what="codes of nano, fp8 in the trunk"):
+        codes["fp8 in the trunk"] = encoded(pictures, "fp8", str(device))
+    codes["fp8"] = encoded_wholly_in_fp8(pictures, str(device))
+    _add(record, "codes of nano", {kind: flat(made) for kind, made in codes.items()}, variant("nano").levels)
+    seen = {kind: round(one, 4) for kind, one in decoded_psnr(codes, pictures, str(device)).items()}
+    record.add(what="PSNR of nano's pictures, decoded in float32, in dB", pictures=count, **seen)
+
+
+def photographs(count: int) -> list[Pixels]:
+    """Pictures like photographs, uint8 `(160, 192, 3)`, the same ones each time."""
     from viq_serving.bench.pictures import photograph
 
-    pictures = [photograph((192, 160), np.random.default_rng(number)) for number in range(count)]
-    codes, psnr, last = dict[str, list[Codes]](), dict[str, float](), None
-    for kind in ("bfloat16", "float16", "float32"):
-        parts = PARTS if kind == "float32" else ("encoder",)
-        last = ViQ.from_pretrained(device=str(device), dtype=kind, parts=parts)
-        made = {kind: last.encode_pixels(pictures)}
-        if kind == "bfloat16":
-            for name, trunk in (("fp8", False), ("fp8 in the trunk", True)):
-                with emulated(weights_of(last.encoder, trunk=trunk)):
-                    made[name] = last.encode_pixels(pictures)
-        codes |= made
-    assert last is not None
-    for kind, made_ in codes.items():
-        decoded = last.decode(made_, any_fingerprint=True)
-        errors = [float(np.mean((a.astype(np.float64) - b) ** 2)) for a, b in zip(decoded, pictures, strict=True)]
-        psnr[kind] = float(np.mean([10 * np.log10(255**2 / max(error, 1e-9)) for error in errors]))
-    flat = {
-        kind: torch.cat([torch.from_numpy(one.array.astype(np.int64)).view(-1) for one in made_])
-        for kind, made_ in codes.items()
-    }
-    _add(record, "codes of nano", flat, last.levels)
-    record.add(what="PSNR of nano's pictures, decoded in float32, in dB", pictures=count, **psnr)
+    return [photograph((192, 160), np.random.default_rng(number)) for number in range(count)]
+
+
+def encoded(pictures: Sequence[Pixels], dtype: str, device: str) -> list[Codes]:
+    """Codes of pictures by the packaged weights."""
+    from viq.model import ViQ
+
+    return ViQ.from_pretrained(device=device, dtype=dtype, parts=("encoder",)).encode_pixels(pictures)
+
+
+def encoded_wholly_in_fp8(pictures: Sequence[Pixels], device: str) -> list[Codes]:
+    """The same with all linear layers in fp8, the quantization head's, too: emulated, the product has no such mode."""
+    from viq.model import ViQ
+
+    model = ViQ.from_pretrained(device=device, dtype="bfloat16", parts=("encoder",))
+    with emulated(weights_of(model.encoder)):
+        return model.encode_pixels(pictures)
+
+
+def decoded_psnr(codes: Mapping[str, Sequence[Codes]], pictures: Sequence[Pixels], device: str) -> dict[str, float]:
+    """Mean PSNR in dB of the pictures that the packaged weights in float32 make of each kind of codes."""
+    from viq.model import ViQ
+    from viq_serving.similarity import psnr
+
+    model, found = ViQ.from_pretrained(device=device, dtype="float32"), dict[str, float]()
+    for kind, made in codes.items():
+        decoded = model.decode(made, any_fingerprint=True)
+        found[kind] = float(np.mean([psnr(a, b) for a, b in zip(decoded, pictures, strict=True)]))
+    return found
+
+
+def flat(codes: Sequence[Codes]) -> Tensor:
+    """Codes of several pictures, int64 `(M,)`."""
+    return torch.from_numpy(np.concatenate([one.array.astype(np.int64).reshape(-1) for one in codes]))
 
 
 def _add(record: Record, what: str, codes: dict[str, Tensor], levels: Sequence[int]) -> None:
     for one, other in PAIRS:
+        if one not in codes:  # for want of a kernel, which is written down
+            continue
         record.add(what=what, of=[one, other], codes=len(codes[one]), **agreement(codes[one], codes[other], levels),
                    numbers=bool((codes[one] >= 0).all()), predicted=PREDICTED.get(f"{one} and {other}"))  # fmt: skip

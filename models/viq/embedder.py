@@ -49,7 +49,7 @@ class Embedder(nn.Module):
     ) -> Embedder:
         """Load only the embedder of `size` from a weights root (see `ViQ.from_pretrained` for both).
 
-        Its file is all that is needed: no encoder, and no fingerprint.
+        Its file is all that is needed: no encoder, and no fingerprint. With `dtype` `fp8` it is in bfloat16.
         """
         from viq.parts import load_embedder_alone  # a model is built of embedders, so it cannot be imported above
 

@@ -89,7 +89,7 @@ def mode(
     """8 hex digits over everything but the weights that can move a code: dtype, device, torch and kernels.
 
     `invariance` is `strict` where a code does not depend on the batch, else `none`; `head` names what computes the
-    quantization head; `extras` what else was switched on.
+    quantization head; `extras` what else was switched on, or a fact to state in another's place.
     """
     facts = {
         "dtype": str(dtype).removeprefix("torch."),

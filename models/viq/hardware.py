@@ -12,6 +12,12 @@ import torch
 
 from viq.errors import InvalidInput
 
+FP8 = "fp8"
+"""The mode in which the encoder's trunk multiplies in 8 bits (`viq.fp8`), and all else is as in bfloat16."""
+
+_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16, FP8: torch.bfloat16}
+_FP8_CAPABILITY = (8, 9)
+
 
 def device_named(name: str) -> torch.device:
     """The device of that name, `auto` being CUDA where there is one; raises `InvalidInput` for one there is not."""
@@ -31,13 +37,24 @@ def device_named(name: str) -> torch.device:
 
 
 def dtype_named(name: str, device: torch.device) -> torch.dtype:
-    """The compute dtype of that name, `auto` following the device; raises `InvalidInput` for one there is not."""
+    """The dtype of activations in the mode of that name: `auto` follows the device, `fp8` has bfloat16's.
+
+    Raises `InvalidInput` for a mode there is not, or not on this device.
+    """
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
-    dtypes = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
-    if name not in dtypes:
-        raise InvalidInput(f"dtype {name!r}; there are auto, {', '.join(dtypes)}")
-    return dtypes[name]
+    if name not in _DTYPES:
+        raise InvalidInput(f"dtype {name!r}; there are auto, {', '.join(_DTYPES)}")
+    if name == FP8 and device.type == "cuda":
+        check_fp8(str(device), torch.cuda.get_device_capability(device))
+    return _DTYPES[name]
+
+
+def check_fp8(device: str, capability: tuple[int, int]) -> None:
+    """Raise `InvalidInput` for a CUDA device without matrix instructions for 8-bit numbers."""
+    if capability < _FP8_CAPABILITY:
+        needed, found = (".".join(map(str, pair)) for pair in (_FP8_CAPABILITY, capability))
+        raise InvalidInput(f"dtype {FP8} needs compute capability {needed} or above, {device} has {found}")
 
 
 @cache

@@ -28,6 +28,10 @@ class Linear(nn.Linear):
         """`(rows, in)` to `(rows, out)`."""
         return linear(x, self.weight, self.bias)
 
+    def gelu(self, x: Tensor) -> Tensor:
+        """Exact (erf) GELU of `forward`, `(rows, in)` to `(rows, out)`."""
+        return linear_gelu(x, self.weight, self.bias)
+
 
 class Mlp(nn.Module):
     """Linear, exact GELU, Linear."""
@@ -46,7 +50,7 @@ class Mlp(nn.Module):
 
     def hidden(self, x: Tensor) -> Tensor:
         """`(rows, width)` to the hidden layer, `(rows, hidden)`."""
-        return linear_gelu(x, self.fc1.weight, self.fc1.bias)
+        return self.fc1.gelu(x)
 
     def _whole(self, x: Tensor) -> Tensor:
         return self.fc2(self.hidden(x))  # type: ignore[no-any-return]

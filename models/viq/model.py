@@ -32,8 +32,9 @@ from viq.embedder import Embedder
 from viq.encoder import Encoder
 from viq.errors import FingerprintMismatch, InvalidInput, ViQError
 from viq.fingerprint import mode, remembered_family, stated_family
+from viq.fp8 import quantise_trunk
 from viq.graphs import Graphs, check_experiments
-from viq.hardware import device_named, dtype_named, prepare_cuda
+from viq.hardware import FP8, device_named, dtype_named, prepare_cuda
 from viq.head_backends import check_asked, facts_of, use_head
 from viq.head_build import build
 from viq.head_file import HeadFacts, checked_place
@@ -70,11 +71,12 @@ class ViQ:
         dtype: torch.dtype,
         device: torch.device,
         untrained: bool = False,
+        fp8: bool = False,
     ) -> None:
         self.size, self.untrained = size, untrained
         self.levels, self.codebook_size = variant(size).levels, variant(size).codebook_size
         self._encoder, self._embedder, self._decoder = encoder, embedder, decoder
-        self._dtype, self._device = dtype, device
+        self._dtype, self._device, self._fp8 = dtype, device, fp8
         self.row_multiple = row_multiple(encoder) if encoder else FIRST[device.type]
         self.family, self.head, self.invariant = family, "eager", self.row_multiple < UNSETTLED
         self._folder: Path | None = None
@@ -100,9 +102,11 @@ class ViQ:
 
         `root` holds `converted_<size>/` folders, or is `hf:ORG/REPO[/SUBDIR][@REV]`; without it the model is
         `nano`, which ships with the package. `device` is `cpu`, `cuda`, `cuda:1` …, or `auto` for CUDA where
-        there is one; `dtype` is `bfloat16`, `float32`, `float16` or `auto` for bfloat16 on CUDA and float32
-        on CPU. `parts` names what to load of `encoder`, `embedder` and `decoder`; of the rest nothing is loaded,
-        but the encoder's file is looked at for its fingerprint where it is there.
+        there is one; `dtype` is `bfloat16`, `float32`, `float16`, `fp8` or `auto` for bfloat16 on CUDA and float32
+        on CPU. `fp8` is `bfloat16` but for the matrix products of the encoder's trunk, which are in 8 bits (`viq.fp8`):
+        fewer codes are those of float32, there are no gradients, it has not run on a GPU yet, and on a CPU it is
+        emulated, slowly. `parts` names what to load of `encoder`, `embedder` and `decoder`; of the rest nothing is
+        loaded, but the encoder's file is looked at for its fingerprint where it is there.
 
         `head` is what computes the quantization head: `eager`, `compile` (torch.compile), or a format that
         `build_head` makes, from `head_file`: one file, or several of which that for these weights is taken. Such a
@@ -112,7 +116,7 @@ class ViQ:
         graphs, `cudnn_attention_from` has images of at least that many patches attended by cuDNN, one by one.
 
         Raises `WeightsError` naming the file and tensor at fault, `UnknownModel` for a size there is not,
-        `InvalidInput` for a device, dtype or part there is not.
+        `InvalidInput` for a device, dtype or part there is not, or a dtype that is not for the device or the weights.
         """
         where, what = device_named(device), dtype_named(dtype, device_named(device))
         unknown = set(parts) - set(PARTS)
@@ -122,7 +126,7 @@ class ViQ:
         check_asked(head, files, parts)
         check_experiments(where, what, head, parts, cuda_graphs, cudnn_attention_from)
         folder, size = folder_of(root, size)
-        model = cls._from_folder(folder, size, where, what, parts)
+        model = cls._from_folder(folder, size, where, what, parts, dtype == FP8)
         model._folder = folder
         model._dense_from = cudnn_attention_from
         model._compute_with(head, files, cuda_graphs)
@@ -130,7 +134,7 @@ class ViQ:
 
     @classmethod
     def _from_folder(
-        cls, folder: Path, size: str, device: torch.device, dtype: torch.dtype, parts: Collection[str]
+        cls, folder: Path, size: str, device: torch.device, dtype: torch.dtype, parts: Collection[str], fp8: bool
     ) -> ViQ:
         manifest = read_manifest(folder, size)
         heads = cast(int, manifest.get("num_heads", DEFAULT_HEADS))  # read_manifest looked
@@ -150,15 +154,19 @@ class ViQ:
             prepare_cuda()
         # A drawer carries its own copy of the embedder; it is read only where there is no other.
         codes_file = own or drawer
+        encoder = load_encoder(encoder_file, size, heads, dtype, device) if encoder_file else None
+        if encoder and fp8:
+            quantise_trunk(encoder)
         model = cls(
             size,
-            encoder=load_encoder(encoder_file, size, heads, dtype, device) if encoder_file else None,
+            encoder=encoder,
             embedder=load_embedder(codes_file, size, dtype, device, drawer=own is None) if codes_file else None,
             decoder=load_decoder(drawer, heads, dtype, device) if drawer else None,
             family=family_,
             dtype=dtype,
             device=device,
             untrained=manifest.get("untrained") is True,
+            fp8=fp8,
         )
         same_widths(model._encoder, model._embedder, model._decoder, folder)
         return model
@@ -177,6 +185,7 @@ class ViQ:
     def _fingerprint(self) -> str:
         extras = {"graphs": "cuda"} if self._graphs else {}
         extras |= {"cudnn": str(self._dense_from)} if self._dense_from else {}
+        extras |= {"dtype": self.dtype} if self._fp8 else {}  # in place of the activations'
         invariance = "strict" if self.invariant else "none"
         return f"{self.family}.{mode(self._device, self._dtype, invariance, self.head, extras)}"
 
@@ -202,8 +211,8 @@ class ViQ:
 
     @property
     def dtype(self) -> str:
-        """What it computes in, for example `bfloat16`."""
-        return str(self._dtype).removeprefix("torch.")
+        """What it computes in, as `from_pretrained` was told: `bfloat16`, `fp8`, …"""
+        return FP8 if self._fp8 else str(self._dtype).removeprefix("torch.")
 
     @property
     def parts(self) -> frozenset[str]:
@@ -275,7 +284,7 @@ class ViQ:
 
     @torch.no_grad()  # and not inference_mode, whose tensors no layer that is trained takes
     def embed(self, codes: Sequence[Codes], *, any_fingerprint: bool = False) -> list[Tensor]:
-        """Features `(h*w, C)` of each image, in the compute dtype.
+        """Features `(h*w, C)` of each image, in the compute dtype (with `fp8`: bfloat16).
 
         Raises `InvalidInput` for codes of another size, `FingerprintMismatch` for codes of other weights
         unless `any_fingerprint`.

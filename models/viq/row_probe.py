@@ -35,16 +35,16 @@ UNSETTLED = 512
 def row_multiple(network: nn.Module) -> int:
     """The number that rows of a pack must be a multiple of, for all linear layers of `network`.
 
-    Tries each distinct shape with a few row counts against the bits of many rows. Warns, and gives `UNSETTLED`,
-    if even 256 do not suffice, which no known library needs.
+    Tries each distinct shape and type of weights with a few row counts against the bits of many rows. Warns, and gives
+    `UNSETTLED`, if even 256 do not suffice, which no known library needs.
     """
-    linears = {module.weight.shape: module for module in network.modules() if isinstance(module, Linear)}
-    mlps = {module.fc1.weight.shape: module for module in network.modules() if isinstance(module, Mlp)}
-    products: list[tuple[Product, Tensor]] = [(layer, layer.weight) for layer in linears.values()]
-    products += [(mlp.hidden, mlp.fc1.weight) for mlp in mlps.values()]
-    multiple = FIRST.get(products[0][1].device.type, 1)
-    for product, weight in products:
-        x = _rows(weight)
+    linears = {_kind(module): module for module in network.modules() if isinstance(module, Linear)}
+    mlps = {_kind(module.fc1): module for module in network.modules() if isinstance(module, Mlp)}
+    products: list[tuple[Product, Linear]] = [(layer, layer) for layer in linears.values()]
+    products += [(mlp.hidden, mlp.fc1) for mlp in mlps.values()]
+    multiple = FIRST.get(products[0][1].weight.device.type, 1)
+    for product, layer in products:
+        x = _rows(layer)
         reference = product(x)
         while multiple < UNSETTLED and not _alike(product, x, reference, multiple):
             multiple *= 2
@@ -73,7 +73,11 @@ def _counts(multiple: int, most: int, each: int) -> Iterable[int]:
     return sorted(counts)
 
 
-def _rows(weight: Tensor) -> Tensor:
+def _kind(layer: Linear) -> tuple[torch.Size, torch.dtype]:
+    return layer.weight.shape, layer.weight.dtype
+
+
+def _rows(layer: Linear) -> Tensor:
     make = torch.Generator().manual_seed(0)
-    x = torch.randn(_ROWS.get(weight.device.type, 512), weight.shape[1], generator=make, dtype=torch.float32)
-    return x.to(device=weight.device, dtype=weight.dtype)
+    x = torch.randn(_ROWS.get(layer.bias.device.type, 512), layer.in_features, generator=make, dtype=torch.float32)
+    return x.to(layer.bias)  # whose type the activations have, also where weights are in fp8

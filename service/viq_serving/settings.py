@@ -70,8 +70,10 @@ class Settings(BaseSettings):
         description="replicas on a CPU compute in processes of their own, each with weights of its own: more images a "
         "second where they are small",
     )
-    dtype: Literal["auto", "bfloat16", "float32", "float16"] = Field(
-        default="auto", description="compute type; auto is bfloat16 on CUDA and float32 on CPU"
+    dtype: Literal["auto", "bfloat16", "float32", "float16", "fp8"] = Field(
+        default="auto",
+        description="compute type; auto is bfloat16 on CUDA and float32 on CPU; fp8: bfloat16 with the trunk's "
+        "products in 8 bits, experimental, not yet run on a GPU; on a CPU emulated, to compare codes, and slower",
     )
     head: Literal["eager", "compile", "torchscript", "aoti", "onnx", "tensorrt"] = Field(
         default="eager",

@@ -56,10 +56,11 @@ def test_info_says_what_is_loaded(viq: Run) -> None:
     assert out.splitlines()[0] == "nano"
     for fact in (model.fingerprint, "64000 codes, levels 8 8 8 5 5 5", "float32", "cpu"):
         assert fact in out
-    (row,) = json.loads(viq("info", "--json", "--dtype", "bfloat16")[1])["models"]
-    assert row["fingerprint"].startswith(f"{model.family}.")
-    assert (row["size"], row["dtype"]) == ("nano", "bfloat16")
-    assert "untrained" not in row
+    for dtype in ("bfloat16", "fp8"):
+        (row,) = json.loads(viq("info", "--json", "--dtype", dtype)[1])["models"]
+        assert row["fingerprint"].startswith(f"{model.family}.")
+        assert (row["size"], row["dtype"]) == ("nano", dtype)
+        assert "untrained" not in row
 
 
 def test_convert_says_where_the_files_are_and_they_load(viq: Run, tmp_path: Path) -> None:

@@ -64,10 +64,13 @@ def test_a_model_in_another_process_has_the_same_facts_and_computes_the_same_to_
             assert np.array_equal(a, b)
 
 
-def test_features_of_a_type_that_numpy_has_not_come_whole(nano: ViQ) -> None:
-    half = ViQ.from_pretrained(dtype="bfloat16")
+@pytest.mark.parametrize("dtype", ["bfloat16", "fp8"])
+def test_features_of_a_type_that_numpy_has_not_come_whole(dtype: str) -> None:
+    half = ViQ.from_pretrained(dtype=dtype)
     codes = half.encode_pixels(pictures())
-    with child(dtype="bfloat16") as model:
+    with child(dtype=dtype) as model:
+        assert (model.dtype, model.fingerprint) == (dtype, half.fingerprint)
+        assert model.launch_encode([Patches.of(one) for one in pictures()]).results() == codes
         for a, b in zip(model.launch_embed(codes).results(), half.embed(codes), strict=True):
             assert a.dtype == b.dtype == torch.bfloat16
             assert torch.equal(a, b)

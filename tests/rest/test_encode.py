@@ -6,6 +6,7 @@ import base64
 import io
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 
 import httpx
 import numpy as np
@@ -15,6 +16,7 @@ from PIL import Image
 from viq import Codes, ViQ
 
 MakeImage = Callable[..., bytes]
+Serve = Callable[..., AbstractContextManager[httpx.Client]]
 RAW, NPZ = "application/octet-stream", "application/x-npz"
 
 
@@ -35,6 +37,17 @@ def test_json_reply_has_the_promised_shape(
     (result,) = body["results"]
     assert set(result) == {"image_size", "grid", "codes"}
     assert (result["image_size"], result["grid"], len(result["codes"])) == ([24, 40], [2, 3], 24)
+
+
+def test_a_service_in_fp8_says_so_and_gives_the_codes_of_the_library(serve: Serve, make_image: MakeImage) -> None:
+    expected = ViQ.from_pretrained(dtype="fp8", parts=("encoder",)).encode([Image.open(io.BytesIO(make_image()))])
+    with serve(dtype="fp8") as server:
+        (model,) = server.get("/v1/models").json()["models"]
+        assert (model["dtype"], model["fingerprint"]) == ("fp8", expected[0].fingerprint)
+        reply = server.post("/v1/encode", content=make_image(), headers={"Accept": NPZ})
+        assert Codes.from_npz(reply.content) == expected[0]
+        reply = server.post("/v1/embed?dtype=bfloat16", content=make_image())
+        assert (reply.status_code, reply.headers["ViQ-Dtype"]) == (200, "bfloat16")
 
 
 def test_codes_are_those_of_the_library(client: httpx.Client, make_image: MakeImage, codes: Codes) -> None:

@@ -103,7 +103,7 @@ def test_the_version_of_the_pixel_pipeline_counts(state: State, monkeypatch: pyt
 
 def test_a_models_family_does_not_depend_on_dtype_or_parts(make_root: MakeRoot) -> None:
     root = make_root()
-    families = {load(root, dtype=dtype).family for dtype in ("float32", "bfloat16", "float16")}
+    families = {load(root, dtype=dtype).family for dtype in ("float32", "bfloat16", "float16", "fp8")}
     families |= {load(root, parts=(part,)).family for part in ("embedder", "decoder")}
     file = open_tensors(root / "converted_16k" / "model_viq_fsq_16k.pth")
     assert families == {family(file, "16k", 4)}
@@ -118,6 +118,9 @@ def test_the_mode_is_8_hex_digits_and_differs_by_dtype(make_root: MakeRoot) -> N
     assert all(len(m) == 8 and int(m, 16) >= 0 for m in modes.values())
     model = load(make_root(), dtype="bfloat16")
     assert model.fingerprint == f"{model.family}.{modes[torch.bfloat16]}"
+    eighth = load(make_root(), dtype="fp8").fingerprint.removeprefix(f"{model.family}.")
+    assert len(eighth) == 8
+    assert eighth not in modes.values()
 
 
 def test_the_instruction_set_enters_the_mode_of_bfloat16_but_not_of_float32(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,18 +11,22 @@ from torch import Tensor
 from viq.attention import _DENSE_WIDTH, _cudnn, _flash, _varlen, attention, by_size
 from viq.encoder import Encoder, EncoderShape
 from viq.errors import InvalidInput
+from viq.fp8 import quantise_trunk
 from viq.graphs import BUDGETS, SLOTS, Graphs, check_experiments
 from viq.packing import Ends, Packing
 
 SHAPE = EncoderShape(32, 1, 2, 1, 1, 16, 8, (8, 8, 8, 6, 5))
 
 
-@pytest.fixture(scope="module")
-def encoder() -> Encoder:
+@pytest.fixture(scope="module", params=["float32", "fp8"])
+def encoder(request: pytest.FixtureRequest) -> Encoder:
     torch.manual_seed(0)
     made = Encoder(SHAPE)
     torch.nn.init.normal_(made.pos_embed)
-    return made.requires_grad_(False).eval()
+    made.requires_grad_(False).eval()
+    if request.param == "fp8":
+        quantise_trunk(made.to(torch.bfloat16))
+    return made
 
 
 def again(run: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
@@ -47,6 +51,7 @@ def test_packs_of_every_kind_have_the_eager_codes_though_they_share_buffers(enco
     for seed, grids in enumerate(packs):
         packing = Packing.of(grids, 128)
         patches = torch.randn(packing.rows, 768, generator=torch.Generator().manual_seed(seed))
+        patches = patches.to(encoder.project_in.weight.dtype)
         codes = graphs.codes(patches, packing)
         assert codes is not None
         assert torch.equal(codes, encoder(patches, packing)[: packing.patches * 4]), grids
@@ -132,5 +137,6 @@ def test_no_graph_has_a_number_of_rows_whose_products_may_have_other_bits(encode
             return replay, out
 
         packing = Packing.of([(1, patches)], multiple)
-        assert Graphs(encoder, multiple, record).codes(torch.zeros(packing.rows, 768), packing) is not None
+        zeros = torch.zeros(packing.rows, 768, dtype=encoder.project_in.weight.dtype)
+        assert Graphs(encoder, multiple, record).codes(zeros, packing) is not None
         assert rows == [expected]

@@ -19,7 +19,7 @@ from viq.patches import normalise, pack_images, patchify
 
 SHAPES = ((1, 1), (16, 16), (1, 400), (17, 33), (75, 203), (64, 48), (128, 128), (112, 160), (255, 257), (300, 210))
 THREADS = (1, 2, 3, 4)
-DTYPES = ("float32", "bfloat16", "float16")
+DTYPES = ("float32", "bfloat16", "float16", "fp8")
 Image = npt.NDArray[np.uint8]
 
 IMAGES = [
@@ -32,7 +32,7 @@ def before_quantization(model: ViQ, images: list[Image]) -> list[Tensor]:
     """`project_in`'s output of each image of one pack."""
     packing = pack_images(images, model.row_multiple)
     sizes = [(image.shape[0], image.shape[1]) for image in images]
-    patches = normalise(patchify(images, packing), sizes, packing, getattr(torch, model.dtype))
+    patches = normalise(patchify(images, packing), sizes, packing, model.encoder.project_in.weight.dtype)
     return packing.split(model.encoder.project(patches, packing), 4)
 
 

@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import viq.fp8
 import viq.layers
 import viq.row_probe
+from viq.fp8 import Fp8Linear
 from viq.layers import Linear
 from viq.linear import linear
 from viq.row_probe import FIRST, row_multiple
@@ -61,3 +63,20 @@ def test_a_kernel_of_one_number_of_rows_is_met_where_all_are_tried(monkeypatch: 
     assert row_multiple(network()) == usual  # once, twice and five times that are tried on a CPU
     monkeypatch.setitem(viq.row_probe._EACH, "cpu", 16)
     assert row_multiple(network()) == 2 * usual
+
+
+def test_a_layer_in_8_bits_is_probed_beside_one_of_its_shape_that_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = network().to(torch.bfloat16)
+    first = plain.get_submodule("0")
+    assert isinstance(first, Linear)
+    mixed = nn.Sequential(Fp8Linear(first), plain)
+    usual = row_multiple(mixed)
+    assert usual < 128
+
+    def product(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        # By more than another order of sums makes: few of those are seen after rounding to 16 bits.
+        return linear(x, weight, bias) * (1.02 if x.shape[0] < 128 else 1)
+
+    monkeypatch.setattr(viq.fp8, "linear", product)
+    assert row_multiple(plain) == usual
+    assert row_multiple(mixed) == 128

@@ -10,7 +10,7 @@ from viq.config import VARIANTS
 from viq.pixels import ALPHA_RULES
 from viq_serving.cli.failures import UsageError
 
-DTYPES = ("auto", "bfloat16", "float32", "float16")
+DTYPES = ("auto", "bfloat16", "float32", "float16", "fp8")
 HEADS = ("eager", "compile", "torchscript", "aoti", "onnx", "tensorrt")
 
 
@@ -43,7 +43,12 @@ def add_weights(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     )
     group.add_argument("--size", choices=VARIANTS, metavar="S", help=f"one of {', '.join(VARIANTS)}")
     group.add_argument("--device", metavar="D", help="auto, cpu, cuda or cuda:N; default: auto")
-    group.add_argument("--dtype", choices=DTYPES, help="compute type; default: auto, bfloat16 on CUDA, float32 on CPU")
+    group.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        help="compute type; default: auto, bfloat16 on CUDA, float32 on CPU; fp8: bfloat16 with the trunk's products "
+        "in 8 bits, on a CPU emulated and slower",
+    )
     return group
 
 
