@@ -49,7 +49,9 @@ SAMPLES = Path(__file__).parent.parent / "service/viq_serving/page/samples"
 BARE = """
 import sys, tarfile
 from time import perf_counter
+from viq_serving.heap import keep_freed_memory
 from viq_serving.openmp import spin_briefly
+keep_freed_memory()
 spin_briefly()
 from viq import ViQ
 from viq.errors import ViQError

@@ -23,8 +23,10 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from viq_serving.heap import keep_freed_memory
 from viq_serving.openmp import spin_briefly
 
+keep_freed_memory()
 spin_briefly()  # as the service does, and before torch is imported
 
 import grpc  # noqa: E402

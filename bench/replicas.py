@@ -9,8 +9,10 @@ another, with all threads. All share one process, one way for idle threads to wa
 
 from __future__ import annotations
 
+from viq_serving.heap import keep_freed_memory
 from viq_serving.openmp import spin_briefly
 
+keep_freed_memory()
 spin_briefly()
 
 import argparse  # noqa: E402  # torch reads how its threads wait when it is imported

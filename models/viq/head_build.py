@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from viq.errors import InvalidInput, WeightsError
+from viq.hardware import multiplies_natively
 from viq.head import HeadGraph
 from viq.head_file import ENTRY, SUFFIXES, HeadFacts
 from viq.packing import Packing
@@ -96,6 +97,10 @@ def _torchscript(encoder: Encoder, facts: HeadFacts, path: Path) -> None:
 
 
 def _aoti(encoder: Encoder, facts: HeadFacts, path: Path) -> None:
+    weight = encoder.project_in.weight
+    if weight.device.type == "cpu" and weight.dtype != torch.float32 and not multiplies_natively(weight.dtype):
+        # There weights are widened as they are used, which torch's compiler does not take ahead of time.
+        raise InvalidInput(f"format aoti in {facts.dtype} is not for this CPU; there are torchscript, or float32")
     try:
         with quiet_about_torch():
             from torch._inductor import aoti_compile_and_package

@@ -178,6 +178,12 @@ def test_weights_are_those_of_the_bfloat16_network_quantised(nano: ViQ, half: Vi
             assert np.array_equal(ours.scale.numpy(), scale), name
 
 
+def test_each_weight_of_the_trunk_takes_a_byte_less(nano: ViQ, half: ViQ) -> None:
+    trunk = sum(one.weight.numel() for one in half.encoder.trunk.modules() if isinstance(one, Linear))
+    scales = sum(4 * one.weight.shape[0] for one in half.encoder.trunk.modules() if isinstance(one, Linear))
+    assert half.weight_bytes - nano.weight_bytes == trunk - scales
+
+
 def test_codes_are_others_than_in_bfloat16_but_mostly_near(nano: ViQ, half: ViQ) -> None:
     ours, theirs = (np.concatenate([c.array.ravel() for c in model.encode(IMAGES)]) for model in (nano, half))
     assert 0.2 < (ours == theirs).mean() < 0.95

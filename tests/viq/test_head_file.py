@@ -11,6 +11,7 @@ import torch
 
 from viq import ViQ
 from viq.errors import InvalidInput, WeightsError
+from viq.hardware import multiplies_natively
 from viq.head_file import ENTRY, check_whole, read_facts
 from viq.random_weights import Layout, encoder_state
 from viq_serving.cli.main import main
@@ -240,3 +241,10 @@ def test_facts_of_another_type_are_refused(
 ) -> None:
     with pytest.raises(WeightsError, match=f"says {fact} "):
         loaded(roots[0], "torchscript", changed(file, tmp_path / "head.pt", **{fact: value}))
+
+
+@pytest.mark.skipif(multiplies_natively(torch.bfloat16), reason="this CPU has matrix instructions for bfloat16")
+def test_machine_code_of_16_bits_is_refused_where_it_cannot_be_made(roots: tuple[Path, Path], tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="aoti in bfloat16"):
+        loaded(roots[0], dtype="bfloat16").build_head("aoti", tmp_path / "head.pt2")
+    assert not list(tmp_path.iterdir())
