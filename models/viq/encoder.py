@@ -65,7 +65,7 @@ class Encoder(nn.Module):
 
     def codes(self, patches: Tensor, positions: Tensor, rotations: Tensor, packing: Packing | Ends) -> Tensor:
         """`forward` on what depends on grids, made beforehand: `positions(…)` and `rotations(…)` of the pack."""
-        x = self._blocks(self.patch_embed(patches) + positions, packing)
+        x = self.blocks(patches, positions, packing)
         return quantise(head_values(self, x, packing, rotations), self.levels)
 
     def project(self, patches: Tensor, packing: Packing) -> Tensor:
@@ -74,7 +74,7 @@ class Encoder(nn.Module):
 
     def trunk_rows(self, patches: Tensor, packing: Packing) -> Tensor:
         """Normalised patches `(rows, 768)` to what the quantization head is given, `(rows, C)`."""
-        return self._blocks(self.patch_embed(patches) + self.positions(packing), packing)
+        return self.blocks(patches, self.positions(packing), packing)
 
     def rotations(self, packing: Packing) -> Tensor:
         """Cosines and sines of the head-wise blocks, `(2, rows, S, F)`."""
@@ -104,7 +104,9 @@ class Encoder(nn.Module):
         rows = [self.position_rows(grid) if trains else self._positions[grid] for grid in packing.grids]
         return packing.pad(_joined(rows))
 
-    def _blocks(self, x: Tensor, packing: Packing | Ends) -> Tensor:
+    def blocks(self, patches: Tensor, positions: Tensor, packing: Packing | Ends) -> Tensor:
+        """`trunk_rows` on `positions(…)` made beforehand."""
+        x: Tensor = self.patch_embed(patches) + positions
         for block in self.trunk:
             x = block(x, packing)
         return x

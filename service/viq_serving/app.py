@@ -228,6 +228,8 @@ def _models(settings: Settings) -> Sequence[Model]:
         if settings.replica_processes:
             return in_processes(sizes, device, settings.replicas or replicas_on("cpu"))
         models = [ViQ.from_pretrained(**one, device=device) for one in sizes]
+        for model in models:
+            model.script_small_packs()
         replicas += models * (settings.replicas or replicas_on(models[0].device))
     return replicas
 

@@ -50,6 +50,8 @@ def encoding_of(args: argparse.Namespace, expected: str | None) -> Iterator[tupl
             if other.fingerprint != model.fingerprint:
                 devices_differ = f"{model.device} gives {model.fingerprint}, {other.device} {other.fingerprint}"
                 raise Unusable(f"the devices would give different codes: {devices_differ}")
+        for one in models:
+            one.script_small_packs()
         note(model.size, model.untrained)
         here = stack.enter_context(Here(models, LIMITS, exif=args.exif, alpha=args.alpha, min_psnr=args.min_psnr))
         yield EncodingModel(model.fingerprint, model.size, LIMITS), here

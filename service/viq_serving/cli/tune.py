@@ -104,6 +104,7 @@ def _advised(args: argparse.Namespace) -> Advice:
         args.rounds, args.duration, args.warm_up = 1, min(args.duration, 0.5), min(args.warm_up, 0.1)
     mix = mix_of(args.mix).scaled(args.scale)
     model = load(args, ("encoder", "embedder", "decoder"))
+    model.script_small_packs()
     budgets = args.budgets or (_CPU_BUDGETS if model.device.startswith("cpu") else _CUDA_BUDGETS)
     replicas = args.replicas or ((1, 2) if model.device.startswith("cpu") and torch.get_num_threads() > 1 else (1,))
     processes = replicas if _tries_processes(args, model, max(replicas)) else ()

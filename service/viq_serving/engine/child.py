@@ -181,6 +181,8 @@ def _loaded(asked: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     from viq.model import ViQ
 
     models = [ViQ.from_pretrained(**one) for one in asked]
+    for model in models:
+        model.script_small_packs()
     return {model.size: model for model in models}
 
 

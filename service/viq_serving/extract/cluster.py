@@ -229,7 +229,7 @@ def _model(job: Job) -> Any:
     from viq.model import ViQ
 
     parts = ("encoder",) if job.min_psnr is None else ("encoder", "decoder")
-    return ViQ.from_pretrained(
+    model = ViQ.from_pretrained(
         job.weights_root,
         job.size,
         device=job.device,
@@ -238,6 +238,8 @@ def _model(job: Job) -> Any:
         head=job.head,
         head_file=job.head_file,
     )
+    model.script_small_packs()
+    return model
 
 
 def _resources(job: Job) -> dict[str, float]:

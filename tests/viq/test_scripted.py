@@ -1,0 +1,168 @@
+"""Small packs by TorchScript: the eager network's bits in any pack, and nothing else where they would not be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.viq.conftest import noise
+from torch import Tensor, nn
+
+import viq.scripted
+from viq import ViQ
+from viq.head import head_values
+from viq.packing import Packing
+from viq.scripted import ROWS, Scripted
+
+GRIDS = st.lists(st.tuples(st.integers(1, 12), st.integers(1, 12)), min_size=1, max_size=7)
+IMAGES = [noise(*shape) for shape in ((48, 64), (16, 16), (130, 75), (96, 112), (1, 400))]
+
+
+@pytest.fixture(scope="module", params=["nano", "golden"])
+def model(request: pytest.FixtureRequest, golden_root: Path) -> ViQ:
+    root, size = (None, None) if request.param == "nano" else (golden_root, "16k")
+    made = ViQ.from_pretrained(root, size, device="cpu", dtype="float32", parts=("encoder",))
+    assert made.script_small_packs()
+    return made
+
+
+@pytest.fixture
+def nano() -> ViQ:
+    return ViQ.from_pretrained(device="cpu", parts=("encoder",))
+
+
+@pytest.fixture(scope="module")
+def eager() -> ViQ:
+    return ViQ.from_pretrained(device="cpu", parts=("encoder",))
+
+
+def without_eager(model: ViQ, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the eager network fail."""
+
+    def fail(*_: Any) -> Tensor:
+        raise AssertionError("computed eagerly")
+
+    monkeypatch.setattr(model.encoder, "forward", fail)
+
+
+@settings(deadline=None, max_examples=40)
+@given(grids=GRIDS, seed=st.integers(0, 2**32))
+@torch.inference_mode()
+def test_values_before_quantization_have_the_bits_of_the_eager_network(
+    model: ViQ, grids: list[tuple[int, int]], seed: int
+) -> None:
+    packing = Packing.of(grids, model.row_multiple)
+    patches = packing.pad(torch.rand((packing.patches, 768), generator=torch.Generator().manual_seed(seed)) * 2 - 1)
+    assert model._scripted is not None
+    ours, expected = model._scripted.values(patches, packing), model.encoder.project(patches, packing)
+    assert torch.equal(ours[: 4 * packing.patches], expected[: 4 * packing.patches])
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_bits_do_not_depend_on_the_number_of_threads(
+    model: ViQ, count: int, threads: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = [ViQ.encode_pixels(model, [image])[0] for image in IMAGES]
+    without_eager(model, monkeypatch)
+    threads(count)
+    assert model.encode_pixels(IMAGES) == expected
+
+
+def test_small_packs_are_scripted_and_large_ones_eager(nano: ViQ, eager: ViQ, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = [noise(16, 16 * ROWS)]
+    assert nano.script_small_packs()
+    without_eager(nano, monkeypatch)
+    assert nano.encode_pixels(IMAGES) == eager.encode_pixels(IMAGES)
+    assert nano.encode_pixels(whole) == eager.encode_pixels(whole)
+    with pytest.raises(AssertionError, match="computed eagerly"):
+        nano.encode_pixels([*whole, noise(16, 16)])
+
+
+def test_codes_keep_their_fingerprint(nano: ViQ, eager: ViQ) -> None:
+    assert nano.script_small_packs()
+    assert nano.fingerprint == eager.fingerprint == nano.encode_pixels(IMAGES[:1])[0].fingerprint
+
+
+def test_several_threads_compute_beside_one_another(nano: ViQ, eager: ViQ) -> None:
+    expected = eager.encode_pixels(IMAGES)
+    assert nano.script_small_packs()
+    with ThreadPoolExecutor(4) as pool:
+        found = pool.map(lambda _: nano.encode_pixels(IMAGES), range(24))
+        assert all(codes == expected for codes in found)
+
+
+def test_weights_are_not_held_twice(nano: ViQ) -> None:
+    assert nano.script_small_packs()
+    assert nano._scripted is not None
+    own = {one.data_ptr() for one in nano.encoder.parameters()}
+    assert {one.data_ptr() for one in nano._scripted._run.parameters()} <= own
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "fp8"])
+def test_there_is_none_in_fewer_bits(dtype: str) -> None:
+    half = ViQ.from_pretrained(device="cpu", dtype=dtype, parts=("encoder",))
+    assert not half.script_small_packs()
+
+
+def test_there_is_none_for_another_head_or_without_an_encoder(nano: ViQ, tmp_path: Path) -> None:
+    nano.build_head("torchscript", tmp_path / "head.pt")
+    other = ViQ.from_pretrained(device="cpu", parts=("encoder",), head="torchscript", head_file=tmp_path / "head.pt")
+    assert not other.script_small_packs()
+    assert not ViQ.from_pretrained(device="cpu", parts=("embedder",)).script_small_packs()
+
+
+def test_there_is_none_for_a_network_so_large_that_python_does_not_matter(
+    nano: ViQ, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(viq.scripted, "_PARAMETERS", 1000)
+    assert not nano.script_small_packs()
+
+
+def test_one_that_would_give_other_bits_is_not_used(nano: ViQ, eager: ViQ, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(viq.scripted, "head_values", lambda *given: head_values(*given) * (1 + 2**-22))
+    assert not nano.script_small_packs()
+    monkeypatch.undo()
+    assert nano.encode_pixels(IMAGES) == eager.encode_pixels(IMAGES)
+
+
+@pytest.mark.parametrize("error", [AttributeError("no trace"), RuntimeError("tracing failed"), NotImplementedError()])
+def test_without_torchscript_all_is_eager(
+    nano: ViQ, eager: ViQ, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def trace(*_: Any, **__: Any) -> nn.Module:
+        raise error
+
+    monkeypatch.setattr(torch.jit, "trace", trace)
+    assert not nano.script_small_packs()
+    assert nano.encode_pixels(IMAGES) == eager.encode_pixels(IMAGES)
+
+
+def test_it_is_given_at_once_the_second_time(nano: ViQ, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert nano.script_small_packs()
+    monkeypatch.setattr(Scripted, "__init__", None)
+    assert nano.script_small_packs()
+
+
+def test_values_that_are_no_numbers_are_told(nano: ViQ) -> None:
+    with torch.no_grad():
+        nano.encoder.project_in.bias[0] = float("nan")
+    assert nano.script_small_packs()  # the eager network's bits, whatever they are
+    with pytest.raises(viq.errors.ViQError, match="no numbers"):
+        nano.encode_pixels(IMAGES[:1])
+
+
+def test_the_service_has_small_packs_scripted(eager: ViQ, monkeypatch: pytest.MonkeyPatch) -> None:
+    from viq_serving.app import _models
+    from viq_serving.settings import Settings
+
+    monkeypatch.delenv("VIQ_WEIGHTS_ROOT", raising=False)
+    (served,) = _models(Settings.load({"device": "cpu", "replicas": 1}))
+    assert isinstance(served, ViQ)
+    without_eager(served, monkeypatch)
+    assert served.encode_pixels(IMAGES) == eager.encode_pixels(IMAGES)
