@@ -4,7 +4,7 @@
 
 Images a second of `Tokenizer.encode` on JPEG files, one image a request, with so many callers that wait for their
 answers; the ways take turns, medians are given. Bare is `ViQ.encode_pixels` on pixels already decoded, one image after
-another, with all threads. All share one process, one way for idle threads to wait, and one copy of the weights.
+another, with all threads, eagerly. All share one process and one way for idle threads to wait.
 """
 
 from __future__ import annotations
@@ -63,22 +63,22 @@ def bare(model: ViQ, data: bytes, count: int, threads: int) -> float:
     return count / (perf_counter() - begun)
 
 
-async def measured(model: ViQ, sides: Sequence[int], args: argparse.Namespace) -> list[dict[str, Any]]:
+async def measured(served: ViQ, plain: ViQ, sides: Sequence[int], args: argparse.Namespace) -> list[dict[str, Any]]:
     ways: dict[str, Tokenizer] = {}
     threads = torch.get_num_threads()
     for replicas in args.replicas:
         tokenizer = Tokenizer(ImageLimits(), 64, Metrics("bench"), EngineLimits(max_age_s=600.0))
         torch.set_num_threads(threads)
-        await tokenizer.load(lambda count=replicas: [model] * count)  # type: ignore[misc]
+        await tokenizer.load(lambda count=replicas: [served] * count)  # type: ignore[misc]
         ways[f"replicas_{replicas}"] = tokenizer
     rows = []
     for side in sides:
         data = jpeg(picture(side, side, side))
-        count = max(2 * args.callers, int(args.seconds * await asyncio.to_thread(bare, model, data, 3, threads)))
+        count = max(2 * args.callers, int(args.seconds * await asyncio.to_thread(bare, plain, data, 3, threads)))
         alone, speeds = list[float](), {name: list[float]() for name in ways}
         taken, codes = {name: list[float]() for name in ways}, set[bytes]()
         for _ in range(args.rounds):
-            alone.append(await asyncio.to_thread(bare, model, data, count, threads))
+            alone.append(await asyncio.to_thread(bare, plain, data, count, threads))
             for name, tokenizer in ways.items():
                 speed, seconds, seen = await rate(tokenizer, data, count, args.callers)
                 speeds[name].append(speed)
@@ -109,7 +109,9 @@ def main() -> None:
     parser.add_argument("--callers", type=int, default=16)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    rows = asyncio.run(measured(ViQ.from_pretrained(), args.sides, args))
+    served = ViQ.from_pretrained()
+    served.script_small_packs()  # as the service does
+    rows = asyncio.run(measured(served, ViQ.from_pretrained(), args.sides, args))
     if args.out:
         result = {"machine": machine(), "callers": args.callers, "encode": rows}
         args.out.write_text(json.dumps(result, indent=1) + "\n")

@@ -28,7 +28,7 @@ ROWS = 1024
 _PARAMETERS = 100_000_000  # of the largest network: one of more takes long for each operation
 _EXAMPLE = ((3, 5), (8, 8), (2, 9))  # grids of the pack that the graph is made with; any other fits, too
 _TRIED = (((1, 1),), ((3, 5), (8, 8), (2, 31)), ((5, 5), (1, 16), (12, 12), (1, 1)))  # grids of packs
-_RUNS = 3  # of each: torch may arrange a graph anew after its first runs
+_RUNS = 2  # of each: torch arranges a graph anew after its first run
 
 
 class Scripted:
@@ -83,11 +83,15 @@ def scripted(encoder: Encoder, multiple: int) -> Scripted | None:
     weight = encoder.project_in.weight
     if weight.device.type != "cpu" or weight.dtype != torch.float32 or _size(encoder) > _PARAMETERS:
         return None
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # packs are tiny here; bits do not depend on it
     try:
         made = Scripted(encoder, multiple)
         return made if made.is_exact() else None
     except (AttributeError, NotImplementedError, RuntimeError):  # a torch without TorchScript, which is on its way out
         return None
+    finally:
+        torch.set_num_threads(threads)
 
 
 class _Graph(nn.Module):
