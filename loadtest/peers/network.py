@@ -24,6 +24,7 @@ THREADS = int(os.environ.get("PEER_THREADS", "1"))
 BATCH = int(os.environ.get("PEER_BATCH", "8"))
 WAIT_MS = int(os.environ.get("PEER_WAIT_MS", "10"))
 BATCH_PATCHES = int(os.environ.get("PEER_BATCH_PATCHES", "1024"))
+SCRIPTED = os.environ.get("PEER_SCRIPTED") == "1"
 PORT = int(os.environ.get("PEER_PORT", "9000"))
 
 
@@ -34,6 +35,8 @@ class Network:
         torch.set_num_threads(THREADS)
         root, size = os.environ.get("PEER_WEIGHTS") or None, os.environ.get("PEER_SIZE") or None
         self._model = ViQ.from_pretrained(root, size, device="cpu", dtype="float32", parts=("encoder",))
+        if SCRIPTED and not self._model.script_small_packs():
+            raise RuntimeError("this network cannot be scripted here")
         self.codes([np.zeros((64, 64, 3), np.uint8)])  # ready means warmed
 
     def pixels(self, data: bytes) -> Pixels:

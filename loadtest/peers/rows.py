@@ -30,6 +30,7 @@ class Row:
     workers: int = 2
     threads: int = 1
     flags: tuple[str, ...] = ()
+    scripted: bool = False
 
     @property
     def is_peer(self) -> bool:
@@ -63,6 +64,11 @@ VARIANTS = {
     ),
     **{
         f"{row.name}, 1 of 2 threads": replace(row, name=f"{row.name}, 1 of 2 threads", workers=1, threads=2)
+        for row in _ROWS
+        if row.is_peer
+    },
+    **{
+        f"{row.name}, scripted": replace(row, name=f"{row.name}, scripted", scripted=True)
         for row in _ROWS
         if row.is_peer
     },
@@ -130,6 +136,7 @@ def _environment(row: Row, weights: str, size: str) -> dict[str, str]:
     env |= {
         "PEER_WORKERS": str(row.workers), "PEER_THREADS": str(row.threads), "PEER_BATCH": str(BATCH),
         "PEER_PORT": str(HTTP_PORT), "PEER_WEIGHTS": weights, "PEER_SIZE": size,
+        "PEER_SCRIPTED": str(int(row.scripted)),
         "OMP_NUM_THREADS": str(row.threads),
         "PYTHONPATH": os.pathsep.join(str(CHECKOUT / part) for part in ("models", "service", "loadtest/peers")),
         "PYTHONDONTWRITEBYTECODE": "1",
