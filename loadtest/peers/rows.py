@@ -20,7 +20,8 @@ class Row:
     """A row: which program, with how many processes of how many torch threads, asked through which door.
 
     `kind` is `loop` (no server; `way` says which), `ours`, or a peer's name; ours takes its own defaults where
-    `workers` is 0. `door` is one of `viq bench`.
+    `workers` is 0. `door` is one of `viq bench`. `scripted`: a peer's processes call `script_small_packs`, as
+    ours do anyway.
     """
 
     name: str
