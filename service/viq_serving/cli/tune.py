@@ -131,8 +131,10 @@ def _tries_processes(args: argparse.Namespace, model: ViQ, count: int) -> bool:
         raise UsageError(f"--replica-processes: they are for a CPU, the device is {model.device}")
     if args.replica_processes is not None:
         return bool(args.replica_processes)
+    from viq_serving.engine.memory import available_bytes
+
     needed = count * (model.weight_bytes + _PROCESS_BYTES)
-    return on_cpu and needed <= os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2
+    return on_cpu and needed <= available_bytes() / 2
 
 
 def _choose(
