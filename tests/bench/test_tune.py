@@ -15,6 +15,7 @@ from viq_serving.bench.load import Span
 from viq_serving.bench.mixes import mix_of
 from viq_serving.bench.pictures import pictures_of
 from viq_serving.cli.main import main
+from viq_serving.engine.child import ProcessEnded
 from viq_serving.settings import Settings
 from viq_serving.tune.advice import Advice
 from viq_serving.tune.forms import written
@@ -158,6 +159,19 @@ def test_a_slow_machine_is_measured_for_longer_and_one_that_is_too_slow_is_told(
     hopeless = Measurement(model, files, Span(0.0, 1e-6), 0, 1)
     with pytest.raises(TuningFailed, match="--duration"):
         hopeless.run(Setting(64), Closed(1))
+
+
+@pytest.mark.parametrize("error", [ProcessEnded(7), MemoryError("no room")])
+def test_processes_that_end_while_they_load_are_told(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise error
+
+    monkeypatch.delenv("VIQ_WEIGHTS_ROOT", raising=False)
+    monkeypatch.setattr("viq_serving.tune.measurement.in_processes", fails)
+    model, files = ViQ.from_pretrained(device="cpu"), pictures_of(mix_of("32x32"), 2, 0)
+    measurement = Measurement(model, files, Span(0.0, 0.05), 0, 1)
+    with pytest.raises(TuningFailed, match=f"2 replicas in processes.*{error}.*--no-replica-processes"):
+        measurement.run(Setting(64, 2, processes=True), Closed(1))
 
 
 def test_where_advice_cannot_be_written_is_told_before_anything_is_measured(
