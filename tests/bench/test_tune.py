@@ -121,6 +121,19 @@ def test_a_quick_round_measures_this_machine(
     assert found["expected"]["latency_ms_at_load"]["90%"]["p99"] > 0
 
 
+def test_what_is_expected_of_several_replicas_was_measured_with_them(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("VIQ_WEIGHTS_ROOT", raising=False)
+    choices = ("--budgets", "64", "--replicas", "2", "--no-replica-processes", "--loads", "50%")
+    assert main(["tune", "--quick", "--mix", "48x32", "--pictures", "2", *choices, "--json"]) == 0
+    found = json.loads(capfd.readouterr().out)
+    (run,) = found["measured"]["replicas"]["2"]
+    assert found["settings"]["VIQ_REPLICAS"] == "2"
+    assert found["expected"]["images_per_s"] == pytest.approx(run["achieved"]["images_per_s"], rel=0.01)
+    assert not found["measured"]["processes"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -107,7 +107,7 @@ def _advised(args: argparse.Namespace) -> Advice:
     budgets = args.budgets or (_CPU_BUDGETS if model.device.startswith("cpu") else _CUDA_BUDGETS)
     replicas = args.replicas or ((1, 2) if model.device.startswith("cpu") and torch.get_num_threads() > 1 else (1,))
     processes = replicas if _tries_processes(args, model, max(replicas)) else ()
-    replicas = replicas if len(replicas) > 1 or processes else ()
+    replicas = replicas if tuple(replicas) != (1,) or processes else ()  # budgets are tried with one
     steps = args.rounds * (len(budgets) + len(replicas) + len(processes)) + len(args.loads)
     with Progress("drawing pictures", args.pictures) as progress:
         files = pictures_of(mix, args.pictures, args.seed, advance=progress.advance)
@@ -163,8 +163,6 @@ def _choose(
                 progress.advance()
     if advice.replicas:
         advice.choose_replicas()
-    elif args.replicas:
-        advice.setting = Setting(budget, args.replicas[0])
     for share in args.loads:
         advice.loads[share] = measurement.run(advice.setting, Poisson(share * advice.capacity))
         progress.advance()
