@@ -102,8 +102,13 @@ class ResidualMlp(nn.Module):
 
 
 def added(x: Tensor, branch: Tensor) -> Tensor:
-    """`x + branch`, both `(rows, C)`; into `branch`, which nobody else holds, unless this is being made a graph."""
-    return x + branch if traced() else branch.add_(x)
+    """`x + branch`, both `(rows, C)`; into `branch`, which nobody else holds, unless this is being made a graph.
+
+    Nor into what a gradient is wanted of, since a hook on the way back may hold it; nor under autocast, where `branch`
+    has fewer bits than `x` and the sum must not.
+    """
+    shared = traced() or (torch.is_grad_enabled() and branch.requires_grad) or branch.dtype != x.dtype
+    return x + branch if shared else branch.add_(x)
 
 
 def plain_norm(x: Tensor) -> Tensor:

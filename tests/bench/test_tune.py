@@ -15,6 +15,7 @@ from viq_serving.bench.load import Span
 from viq_serving.bench.mixes import mix_of
 from viq_serving.bench.pictures import pictures_of
 from viq_serving.cli.main import main
+from viq_serving.engine.child import ProcessEnded
 from viq_serving.settings import Settings
 from viq_serving.tune.advice import Advice
 from viq_serving.tune.forms import written
@@ -120,6 +121,19 @@ def test_a_quick_round_measures_this_machine(
     assert found["expected"]["latency_ms_at_load"]["90%"]["p99"] > 0
 
 
+def test_what_is_expected_of_several_replicas_was_measured_with_them(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("VIQ_WEIGHTS_ROOT", raising=False)
+    choices = ("--budgets", "64", "--replicas", "2", "--no-replica-processes", "--loads", "50%")
+    assert main(["tune", "--quick", "--mix", "48x32", "--pictures", "2", *choices, "--json"]) == 0
+    found = json.loads(capfd.readouterr().out)
+    (run,) = found["measured"]["replicas"]["2"]
+    assert found["settings"]["VIQ_REPLICAS"] == "2"
+    assert found["expected"]["images_per_s"] == pytest.approx(run["achieved"]["images_per_s"], rel=0.01)
+    assert not found["measured"]["processes"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -160,9 +174,44 @@ def test_a_slow_machine_is_measured_for_longer_and_one_that_is_too_slow_is_told(
         hopeless.run(Setting(64), Closed(1))
 
 
+@pytest.mark.parametrize("error", [ProcessEnded(7), MemoryError("no room")])
+def test_processes_that_end_while_they_load_are_told(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise error
+
+    monkeypatch.delenv("VIQ_WEIGHTS_ROOT", raising=False)
+    monkeypatch.setattr("viq_serving.tune.measurement.in_processes", fails)
+    model, files = ViQ.from_pretrained(device="cpu"), pictures_of(mix_of("32x32"), 2, 0)
+    measurement = Measurement(model, files, Span(0.0, 0.05), 0, 1)
+    with pytest.raises(TuningFailed, match=f"2 replicas in processes.*{error}.*--no-replica-processes"):
+        measurement.run(Setting(64, 2, processes=True), Closed(1))
+
+
 def test_where_advice_cannot_be_written_is_told_before_anything_is_measured(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     for place in (tmp_path, tmp_path / "no" / "viq.env"):
         assert main(["tune", "--quick", "-o", str(place)]) == 2
         assert "expected a file in a folder that is there" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_processes_that_cannot_be_loaded_lose_nothing_unless_they_were_asked_for(
+    asked: bool, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def killed(*_: Any) -> Any:
+        raise ProcessEnded(123)
+
+    monkeypatch.delenv("VIQ_WEIGHTS_ROOT", raising=False)
+    monkeypatch.setattr("viq_serving.tune.measurement.in_processes", killed)
+    arguments = ["tune", "--quick", "--mix", "32x32", "--pictures", "1", "--budgets", "64", "--replicas", "1", "--json"]
+    code = main([*arguments, *(["--replica-processes"] if asked else [])])
+    shown = capfd.readouterr()
+    assert "process 123" in shown.err
+    if asked:
+        assert code == 3
+        return
+    found = json.loads(shown.out)
+    assert code == 0
+    assert found["measured"]["processes"] == {}
+    assert found["settings"]["VIQ_REPLICA_PROCESSES"] == "false"

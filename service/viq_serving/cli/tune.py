@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -108,7 +109,7 @@ def _advised(args: argparse.Namespace) -> Advice:
     budgets = args.budgets or (_CPU_BUDGETS if model.device.startswith("cpu") else _CUDA_BUDGETS)
     replicas = args.replicas or ((1, 2) if model.device.startswith("cpu") and torch.get_num_threads() > 1 else (1,))
     processes = replicas if _tries_processes(args, model, max(replicas)) else ()
-    replicas = replicas if len(replicas) > 1 or processes else ()
+    replicas = replicas if tuple(replicas) != (1,) or processes else ()  # budgets are tried with one
     steps = args.rounds * (len(budgets) + len(replicas) + len(processes)) + len(args.loads)
     with Progress("drawing pictures", args.pictures) as progress:
         files = pictures_of(mix, args.pictures, args.seed, advance=progress.advance)
@@ -121,7 +122,7 @@ def _advised(args: argparse.Namespace) -> Advice:
     if args.quick and args.budgets is None:
         budgets = budgets[1:4]
     with Progress("measuring", steps) as progress:
-        _choose(args, advice, measurement, budgets, (replicas, processes), progress)
+        _choose(args, advice, measurement, budgets, replicas, processes, progress)
     return advice
 
 
@@ -132,8 +133,10 @@ def _tries_processes(args: argparse.Namespace, model: ViQ, count: int) -> bool:
         raise UsageError(f"--replica-processes: they are for a CPU, the device is {model.device}")
     if args.replica_processes is not None:
         return bool(args.replica_processes)
+    from viq_serving.engine.memory import available_bytes
+
     needed = count * (model.weight_bytes + _PROCESS_BYTES)
-    return on_cpu and needed <= os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2
+    return on_cpu and needed <= available_bytes() / 2
 
 
 def _choose(
@@ -141,12 +144,13 @@ def _choose(
     advice: Advice,
     measurement: Measurement,
     budgets: Sequence[int],
-    replicas: tuple[Sequence[int], Sequence[int]],
+    replicas: Sequence[int],
+    processes: Sequence[int],
     progress: Progress,
 ) -> None:
     """Budgets in turn, then replicas, threads and processes, then loads of what was chosen."""
     from viq_serving.bench.arrivals import Closed, Poisson
-    from viq_serving.tune.measurement import Setting
+    from viq_serving.tune.measurement import Setting, TuningFailed
 
     callers = Closed(args.in_flight)
     for _ in range(args.rounds):
@@ -156,14 +160,21 @@ def _choose(
     advice.choose_budget()
     budget = advice.setting.batch_patches
     for _ in range(args.rounds):
-        for rows, counts_, processes in ((advice.replicas, replicas[0], False), (advice.processes, replicas[1], True)):
-            for count in counts_:
-                rows.setdefault(count, []).append(measurement.run(Setting(budget, count, processes), callers))
+        for count in replicas:
+            advice.replicas.setdefault(count, []).append(measurement.run(Setting(budget, count), callers))
+            progress.advance()
+        try:
+            for count in processes:
+                advice.processes.setdefault(count, []).append(measurement.run(Setting(budget, count, True), callers))
                 progress.advance()
+        except TuningFailed as error:
+            if args.replica_processes:
+                raise
+            processes = ()
+            advice.processes.clear()
+            print(f"viq tune: goes on without processes: {error}", file=sys.stderr)
     if advice.replicas:
         advice.choose_replicas()
-    elif args.replicas:
-        advice.setting = Setting(budget, args.replicas[0])
     for share in args.loads:
         advice.loads[share] = measurement.run(advice.setting, Poisson(share * advice.capacity))
         progress.advance()

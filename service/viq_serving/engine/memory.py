@@ -1,4 +1,4 @@
-"""The memory of a device: how much is held, whether it ran out, and letting go of it."""
+"""The memory of a device: how much is held or left, whether it ran out, and letting go of it."""
 
 from __future__ import annotations
 
@@ -34,6 +34,35 @@ def _resident_bytes() -> float:
     except (OSError, ValueError, IndexError):  # no Linux
         return float("nan")
     return float(pages * os.sysconf("SC_PAGE_SIZE"))
+
+
+def available_bytes(root: Path = Path("/")) -> int:
+    """Memory in bytes that new processes may take, caches that can be dropped among it; 0 where the system is silent.
+
+    A container has what its limit leaves, whatever the machine has. `root` is where the system's files are.
+    """
+    told = _counts(root / "proc/meminfo").get("MemAvailable:")
+    if told is None:  # no Linux
+        return 0
+    left, group = told * 1024, root / "sys/fs/cgroup"
+    for most, held, cached in (
+        ("memory.max", "memory.current", "inactive_file"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
+    ):
+        try:
+            limit, used = (int((group / name).read_text(encoding="ascii")) for name in (most, held))
+        except (OSError, ValueError):  # of another version, or "max"
+            continue
+        left = min(left, limit - used + _counts((group / most).with_name("memory.stat")).get(cached, 0))
+    return max(left, 0)
+
+
+def _counts(path: Path) -> dict[str, int]:
+    try:
+        lines = [line.split() for line in path.read_text(encoding="ascii").splitlines()]
+    except OSError:
+        return {}
+    return {words[0]: int(words[1]) for words in lines}
 
 
 def free_memory() -> None:

@@ -14,7 +14,7 @@ from viq_serving.bench.figures import figures_of
 from viq_serving.bench.load import Span, closed, opened
 from viq_serving.bench.pictures import PictureFile
 from viq_serving.bench.seen import Seen
-from viq_serving.engine.child import in_processes
+from viq_serving.engine.child import ProcessEnded, in_processes
 from viq_serving.engine.engine import EngineLimits
 from viq_serving.errors import ViQError
 from viq_serving.event_loop import new_loop
@@ -113,7 +113,13 @@ class Measurement:
 
     def _replicas(self, setting: Setting) -> Sequence[Model]:
         if setting.processes:
-            return in_processes([self._asked], self._model.device, setting.replicas)
+            try:
+                return in_processes([self._asked], self._model.device, setting.replicas)
+            except (ProcessEnded, MemoryError) as error:
+                raise TuningFailed(
+                    f"{setting.replicas} replicas in processes of their own cannot be loaded: {error}; "
+                    "--no-replica-processes measures without them"
+                ) from None
         return [self._model] * setting.replicas
 
 
