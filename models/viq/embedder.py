@@ -16,7 +16,7 @@ from viq.encoder import count
 from viq.errors import InvalidInput
 from viq.layers import Linear, Mlp, ResidualMlp
 from viq.packing import Packing
-from viq.row_probe import FIRST
+from viq.row_probe import row_multiple
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class Embedder(nn.Module):
         self.residual = nn.ModuleList(ResidualMlp(width) for _ in range(shape.residual_blocks))
         self.scale = nn.Parameter(torch.empty(width))
         self.shift = nn.Parameter(torch.empty(width))
+        self._multiples: dict[tuple[torch.device, torch.dtype], int] = {}  # of rows, where features were asked for
 
     @classmethod
     def from_pretrained(
@@ -69,7 +70,10 @@ class Embedder(nn.Module):
             raise InvalidInput(f"code {wrong} is out of range: 0 to {len(self.codebook) - 1}")
         if not len(indices):
             return self.scale.new_empty((0, len(self.scale)))
-        packing = Packing.of([(1, len(indices))], FIRST.get(indices.device.type, 1))
+        where = indices.device, self.scale.dtype
+        if where not in self._multiples:
+            self._multiples[where] = row_multiple(self)
+        packing = Packing.of([(1, len(indices))], self._multiples[where])
         return self.features(packing.pad(indices))[: packing.patches]
 
     def features(self, codes: Tensor) -> Tensor:

@@ -78,7 +78,7 @@ class ViQ:
         self.levels, self.codebook_size = variant(size).levels, variant(size).codebook_size
         self._encoder, self._embedder, self._decoder = encoder, embedder, decoder
         self._dtype, self._device, self._fp8 = dtype, device, fp8
-        self.row_multiple = row_multiple(encoder) if encoder else FIRST[device.type]
+        self.row_multiple = max((row_multiple(one) for one in (encoder, embedder) if one), default=FIRST[device.type])
         self.family, self.head, self.invariant = family, "eager", self.row_multiple < UNSETTLED
         self._folder: Path | None = None
         self._graphs: Graphs | None = None
