@@ -68,7 +68,7 @@ class Settings(BaseSettings):
     replica_processes: bool = Field(
         default=False,
         description="replicas on a CPU compute in processes of their own, each with weights of its own: what kills one "
-        "takes only its batch; with 16 bits or another head, also more small images a second",
+        "takes only its batch",
     )
     dtype: Literal["auto", "bfloat16", "float32", "float16", "fp8"] = Field(
         default="auto",

@@ -1,8 +1,9 @@
 """A replica in a process of its own: its models compute there, and here stand others in for them.
 
 Threads of one process share one interpreter, which each operation of a forward needs for a moment: where images are
-small and other threads take requests, that costs a quarter of what a CPU could compute, unless TorchScript computes them
-(`viq.scripted`). A process has its own, and what kills it kills one replica. What is exchanged is pickled, by and for this project's own processes only.
+small and other threads take requests, that costs a quarter of what a CPU could compute, unless TorchScript computes
+them (`viq.scripted`). A process has its own, and what kills it kills one replica. What is exchanged is pickled, by and
+for this project's own processes only.
 
 Two sockets lead to the child: one for work, and one that tells it, even while it computes, that the parent is gone.
 """
