@@ -198,7 +198,8 @@ class ViQ:
         interpreter left to other threads meanwhile. Only small networks in float32 on a CPU with the eager head.
         """
         if self._encoder is not None and self.head == "eager" and self._scripted is None:
-            self._scripted = scripted(self._encoder, self.row_multiple)
+            with self._alone():
+                self._scripted = scripted(self._encoder, self.row_multiple)
         return self._scripted is not None
 
     def build_head(self, form: str, path: str | Path) -> HeadFacts:

@@ -97,6 +97,12 @@ def test_several_threads_compute_beside_one_another(nano: ViQ, eager: ViQ) -> No
         assert all(codes == expected for codes in found)
 
 
+def test_what_the_process_has_switched_on_is_not_in_the_graph(nano: ViQ, eager: ViQ) -> None:
+    with torch.autocast("cpu", dtype=torch.bfloat16), torch.inference_mode():
+        assert nano.script_small_packs()
+    assert nano.encode_pixels(IMAGES) == eager.encode_pixels(IMAGES)
+
+
 def test_weights_are_not_held_twice(nano: ViQ) -> None:
     assert nano.script_small_packs()
     assert nano._scripted is not None
