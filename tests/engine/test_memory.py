@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from viq_serving.engine.memory import available_bytes
+from viq_serving.engine.memory import available_bytes, out_of_memory
 
 GIB = 2**30
 
@@ -53,3 +53,17 @@ def test_limits_of_the_older_kind_hold_too(machine: Path) -> None:
 
 def test_a_system_that_does_not_tell_has_none(tmp_path: Path) -> None:
     assert available_bytes(tmp_path) == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "is_memory"),
+    [
+        (MemoryError(), True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), True),
+        (RuntimeError("could not create a primitive"), True),
+        (RuntimeError("shapes do not match"), False),
+        (ValueError("can't allocate memory"), False),
+    ],
+)
+def test_which_errors_are_of_memory(error: Exception, is_memory: bool) -> None:
+    assert out_of_memory(error) == is_memory

@@ -9,12 +9,17 @@ from pathlib import Path
 
 import torch
 
+_SAID = (
+    "can't allocate memory",  # torch's CPU allocator
+    "could not create a primitive",  # oneDNN, which says no more; what was warmed up lacks nothing else
+)
+
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether `error` says that the device's memory, or the host's, did not suffice."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)  # torch's CPU allocator
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _SAID)
 
 
 def memory_of(device: str) -> Mapping[str, Callable[[], float]]:
