@@ -11,9 +11,13 @@ import ctypes
 import os
 import sys
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # names of mallopt(3)
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # names of mallopt(3)
 _LARGEST = 32 * 2**20  # from here on blocks come from the system one by one and go back to it; glibc takes no more
 _KEPT = 256 * 2**20  # so much may lie free at the end of the heap
+# A thread's arena is made of mappings of 64 MiB. glibc drops one that has come empty, whatever the trim threshold,
+# unless less than this is left in the one before: a forward that crosses from one into the next would fetch the next
+# each time. It is address space that is asked for ahead, not memory.
+_PAD = 64 * 2**20
 
 _OPERATORS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_MMAP_MAX_", "MALLOC_TOP_PAD_")
 _TUNABLES = "glibc.malloc."
@@ -30,8 +34,8 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
         return False
-    # Setting either also ends glibc's own adjusting of both.
-    return bool(mallopt(_MMAP_THRESHOLD, _LARGEST)) and bool(mallopt(_TRIM_THRESHOLD, _KEPT))
+    # Setting one also ends glibc's own adjusting of the thresholds.
+    return all(mallopt(*each) for each in ((_MMAP_THRESHOLD, _LARGEST), (_TRIM_THRESHOLD, _KEPT), (_TOP_PAD, _PAD)))
 
 
 def _is_set_already() -> bool:
