@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -41,12 +42,14 @@ BLOCKS, MIB = 2, 8
 PAGES_OF_ONE_ROUND = BLOCKS * MIB * 256
 
 
-def again(what: str, blocks: int = BLOCKS, mib: int = MIB, where: str = "main", **environment: str) -> tuple[bool, int]:
+def again(
+    what: str, blocks: int = BLOCKS, mib: int = MIB, where: str = "main", environment: Mapping[str, str] | None = None
+) -> tuple[bool, int]:
     """What `keep_freed_memory` said in a process of its own, and how many page faults followed."""
     plain = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_TUNABLES"))}
     done = subprocess.run(
         [sys.executable, "-c", AGAIN, what, str(mib), str(blocks), where],
-        env=plain | environment,
+        env={**plain, **(environment or {})},
         capture_output=True,
         text=True,
         check=True,
@@ -79,14 +82,14 @@ def test_so_is_that_of_a_thread_whose_memory_lies_in_more_than_one_mapping() -> 
     ],
 )
 def test_what_the_operator_has_set_stays(setting: dict[str, str]) -> None:
-    said, faults = again("keep", **setting)
+    said, faults = again("keep", environment=setting)
     assert not said
     assert faults > 10 * PAGES_OF_ONE_ROUND
 
 
 @glibc
 def test_another_tunable_is_no_setting_of_the_heap() -> None:
-    assert again("keep", GLIBC_TUNABLES="glibc.pthread.rseq=1")[0]
+    assert again("keep", environment={"GLIBC_TUNABLES": "glibc.pthread.rseq=1"})[0]
 
 
 @glibc
