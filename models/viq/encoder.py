@@ -57,6 +57,7 @@ class Encoder(nn.Module):
         self.head: HeadBackend = partial(head_values, self)
         self._headwise_width = shape.headwise_width
         self._positions = GridCache(self.position_rows)
+        self._positions_of: tuple[int, ...] = ()
         self._rotations = GridCache(self._rotation)
 
     def forward(self, patches: Tensor, packing: Packing) -> Tensor:
@@ -99,10 +100,19 @@ class Encoder(nn.Module):
 
     def positions(self, packing: Packing) -> Tensor:
         """Position rows of a pack, `(rows, C)`."""
-        # While it is trained the parameter changes under the cache, and gradients must reach it.
+        # While it is trained gradients must reach the parameter.
         trains = torch.is_grad_enabled() and self.pos_embed.requires_grad
-        rows = [self.position_rows(grid) if trains else self._positions[grid] for grid in packing.grids]
+        kept = self._position_cache()
+        rows = [self.position_rows(grid) if trains else kept[grid] for grid in packing.grids]
         return packing.pad(_joined(rows))
+
+    def _position_cache(self) -> GridCache:
+        """The rows of this parameter as it is now; an optimizer, or other weights, change it."""
+        table = self.pos_embed
+        now = id(table), table.data_ptr(), 0 if table.is_inference() else table._version
+        if now != self._positions_of:
+            self._positions, self._positions_of = GridCache(self.position_rows), now
+        return self._positions
 
     def blocks(self, patches: Tensor, positions: Tensor, packing: Packing | Ends) -> Tensor:
         """`trunk_rows` on `positions(…)` made beforehand."""

@@ -8,6 +8,8 @@ kernels on the same numbers, so values are equal to the bit; that is tried befor
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import is_
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -30,18 +32,25 @@ _EXAMPLE = ((3, 5), (8, 8), (2, 9))  # grids of the pack that the graph is made 
 _TRIED = (((1, 1),), ((3, 5), (8, 8), (2, 31)), ((5, 5), (1, 16), (12, 12), (1, 1)))  # grids of packs
 _RUNS = 2  # of each: torch arranges a graph anew after its first run
 
+_ALONE = Lock()  # torch traces one network at a time
+# A torch without TorchScript, which is on its way out, or one that cannot make the program, for want of memory too.
+_NONE = (AttributeError, NotImplementedError, RuntimeError, TypeError, OSError, MemoryError)
+
 
 class Scripted:
     """The encoder as one program; computes beside itself on several threads."""
 
     def __init__(self, encoder: Encoder, multiple: int) -> None:
-        self._encoder, self._multiple = encoder, multiple
+        self._encoder, self._multiple, self._made_of = encoder, multiple, _Made(encoder)
         with torch.no_grad(), quiet_about_torch():
-            self._run: Any = torch.jit.trace(_Graph(encoder).eval(), self._example(), check_trace=False)
+            self._run: Any = torch.jit.trace(_Graph(encoder), self._example(), check_trace=False)
 
     def codes(self, patches: Tensor, packing: Packing) -> Tensor | None:
-        """Codes of normalised patches `(rows, 768)` as `Encoder.forward` gives them; None for a pack too large."""
-        if packing.rows > ROWS:
+        """Codes of normalised patches `(rows, 768)` as `Encoder.forward` gives them.
+
+        None for a pack too large, and where the encoder is no longer what the program was made of.
+        """
+        if packing.rows > ROWS or not self._made_of.is_so():
             return None
         return quantise(self.values(patches, packing), self._encoder.levels)
 
@@ -51,6 +60,10 @@ class Scripted:
         positions, rotations = encoder.positions(packing), encoder.rotations(packing)
         return self._run(patches, positions, rotations, *packing.on(patches.device))  # type: ignore[no-any-return]
 
+    def fits_now(self) -> bool:
+        """Whether the encoder is what the program was made of."""
+        return self._made_of.is_so()
+
     @torch.inference_mode()
     def is_exact(self) -> bool:
         """Whether its values have the bits of the eager network's, on packs that are tried now."""
@@ -59,14 +72,16 @@ class Scripted:
     def _exact_with(self, grids: Sequence[tuple[int, int]]) -> bool:
         packing = Packing.of(grids, self._multiple)
         draw = torch.Generator().manual_seed(packing.patches)
-        patches = packing.pad(torch.rand((packing.patches, self._inputs), generator=draw) * 2 - 1)
+        shape = packing.patches, self._inputs
+        patches = packing.pad(torch.rand(shape, generator=draw, dtype=torch.float32, device="cpu") * 2 - 1)
         real = packing.patches * CODES_PER_PATCH
         ours, eager = self.values(patches, packing)[:real], self._encoder.project(patches, packing)[:real]
         return torch.equal(ours.view(torch.int32), eager.view(torch.int32))
 
     def _example(self) -> tuple[Tensor, ...]:
         packing = Packing.of(_EXAMPLE, self._multiple)
-        patches = torch.linspace(-1, 1, packing.rows * self._inputs).view(packing.rows, -1)
+        numbers = torch.linspace(-1, 1, packing.rows * self._inputs, dtype=torch.float32, device="cpu")
+        patches = numbers.view(packing.rows, -1)
         positions, rotations = self._encoder.positions(packing).clone(), self._encoder.rotations(packing).clone()
         return patches, positions, rotations, *packing.on(patches.device)
 
@@ -83,15 +98,31 @@ def scripted(encoder: Encoder, multiple: int) -> Scripted | None:
     weight = encoder.project_in.weight
     if weight.device.type != "cpu" or weight.dtype != torch.float32 or _size(encoder) > _PARAMETERS:
         return None
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # packs are tiny here; bits do not depend on it
-    try:
-        made = Scripted(encoder, multiple)
-        return made if made.is_exact() else None
-    except (AttributeError, NotImplementedError, RuntimeError):  # a torch without TorchScript, which is on its way out
-        return None
-    finally:
-        torch.set_num_threads(threads)
+    with _ALONE:
+        try:
+            made = Scripted(encoder, multiple)
+            return made if made.is_exact() and made.fits_now() else None
+        except _NONE:
+            return None
+
+
+class _Made:
+    """The modules and weights of a network, which a program made of it goes on using when they are replaced.
+
+    Weights that change in place are no matter. Hooks are: the program would not call them.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        modules = list(network.modules())
+        tables: list[dict[str, Any]] = [t for m in modules for t in (m._modules, m._parameters, m._buffers)]
+        held = [(table, name, one) for table in tables for name, one in table.items()]
+        self._ask, self._held = [(table.get, name) for table, name, _ in held], [one for _, _, one in held]
+        self._hooks = [hooks for m in modules for hooks in (m._forward_hooks, m._forward_pre_hooks)]
+
+    def is_so(self) -> bool:
+        """Whether they are the same still, and none has a hook."""
+        # There are hundreds, and this is asked at each pack.
+        return not any(self._hooks) and all(map(is_, [get(name) for get, name in self._ask], self._held))
 
 
 class _Graph(nn.Module):

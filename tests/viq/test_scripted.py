@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -137,7 +138,70 @@ def test_one_that_would_give_other_bits_is_not_used(nano: ViQ, eager: ViQ, monke
     assert nano.encode_pixels(IMAGES) == eager.encode_pixels(IMAGES)
 
 
-@pytest.mark.parametrize("error", [AttributeError("no trace"), RuntimeError("tracing failed"), NotImplementedError()])
+def weights_assigned(model: ViQ) -> None:
+    other = {name: weight * 1.5 for name, weight in model.encoder.state_dict().items()}
+    model.encoder.load_state_dict(other, assign=True)
+
+
+def weights_copied(model: ViQ) -> None:
+    model.encoder.load_state_dict({name: weight * 1.5 for name, weight in model.encoder.state_dict().items()})
+
+
+def weights_stepped(model: ViQ) -> None:
+    with torch.no_grad():
+        for weight in model.encoder.parameters():
+            weight.mul_(1.5)
+
+
+def module_replaced(model: ViQ) -> None:
+    model.encoder.mix = copy.deepcopy(model.encoder.mix)
+    with torch.no_grad():
+        model.encoder.mix.fc2.bias.add_(1)
+
+
+def hook_added(model: ViQ) -> None:
+    model.encoder.mix.register_forward_hook(lambda _module, _given, made: made + 1)
+
+
+@pytest.mark.parametrize(
+    "change", [weights_assigned, weights_copied, weights_stepped, module_replaced, hook_added], ids=lambda f: f.__name__
+)
+def test_what_changes_in_the_network_changes_its_codes_in_small_packs_too(
+    nano: ViQ, change: Callable[[ViQ], None]
+) -> None:
+    assert nano.script_small_packs()
+    before = nano.encode_pixels(IMAGES)  # and keeps what depends on grids
+    change(nano)
+    fresh = ViQ.from_pretrained(device="cpu", parts=("encoder",))
+    change(fresh)
+    assert nano.encode_pixels(IMAGES) == fresh.encode_pixels(IMAGES) != before
+
+
+def test_there_is_none_of_a_network_with_hooks(nano: ViQ) -> None:
+    handle = nano.encoder.mix.register_forward_hook(lambda _module, _given, made: made + 1)
+    assert not nano.script_small_packs()
+    handle.remove()
+    assert nano.script_small_packs()
+
+
+def test_the_network_is_left_as_it_was(nano: ViQ) -> None:
+    nano.encoder.train()
+    assert nano.script_small_packs()
+    assert nano.encoder.training
+
+
+def test_what_numbers_are_by_default_is_no_matter(nano: ViQ, eager: ViQ) -> None:
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert nano.script_small_packs()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert nano.encode_pixels(IMAGES) == eager.encode_pixels(IMAGES)
+
+
+@pytest.mark.parametrize(
+    "error", [AttributeError("no trace"), RuntimeError("tracing failed"), NotImplementedError(), MemoryError()]
+)
 def test_without_torchscript_all_is_eager(
     nano: ViQ, eager: ViQ, error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -29,8 +29,10 @@ from torch import Tensor
 from viq import errors
 from viq.hardware import device_named
 from viq.launched import Launched
+from viq_serving.engine.fresh_thread import FreshThread
 from viq_serving.engine.memory import free_memory, out_of_memory
 from viq_serving.errors import InvalidInput, ViQError
+from viq_serving.heap import give_freed_memory_back
 from viq_serving.types import ModelInfo
 
 if TYPE_CHECKING:
@@ -124,6 +126,7 @@ class Child:
         raise _ERRORS[code](text) if code in _ERRORS else RuntimeError(text)
 
 
+_IDLE_S = 60.0  # without work, before freed memory goes back to the system
 _MEMORY = "out_of_memory"
 _PROGRAM = f"""
 from viq_serving.heap import keep_freed_memory
@@ -165,12 +168,17 @@ def main() -> None:
         work.send((False, _told(error)))
         return
     work.send((True, [_facts(model) for model in models.values()]))
+    used, fresh = True, FreshThread()
     while True:
+        if used and not work.poll(_IDLE_S):
+            give_freed_memory_back()
+            used = False
         try:
             method, size, threads, items = work.recv()
         except EOFError:
             return
-        work.send(_computed(getattr(models[size], f"launch_{method}"), threads, items))
+        used = True
+        work.send(_computed(fresh, getattr(models[size], f"launch_{method}"), threads, items))
 
 
 def _end_with_parent(life: Connection) -> None:
@@ -192,11 +200,14 @@ def _facts(model: ViQ) -> ModelInfo:
     return ModelInfo(levels=tuple(model.levels), **{name: getattr(model, name) for name in names})
 
 
-def _computed(launch: Any, threads: int, items: Sequence[Any]) -> tuple[bool, Any]:
-    if torch.get_num_threads() != threads:
-        torch.set_num_threads(threads)
+def _computed(fresh: FreshThread, launch: Any, threads: int, items: Sequence[Any]) -> tuple[bool, Any]:
+    def launch_here() -> Launched[Any]:
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
+        return launch(items)  # type: ignore[no-any-return]
+
     try:
-        launched = launch(items)
+        launched = fresh.do(launch_here)
         return True, (launched.transfer_s, [_packed(one) for one in launched.results()])
     except Exception as error:  # noqa: BLE001  # whatever it is, it is looked at by the one who asked
         told = _told(error)

@@ -9,9 +9,12 @@ from pathlib import Path
 
 import torch
 
+from viq_serving.engine.fresh_thread import SAID
+from viq_serving.heap import give_freed_memory_back
+
 _SAID = (
     "can't allocate memory",  # torch's CPU allocator
-    "could not create a primitive",  # oneDNN, which says no more; what was warmed up lacks nothing else
+    SAID,  # of oneDNN; what was warmed up lacks nothing else
 )
 
 
@@ -71,7 +74,8 @@ def _counts(path: Path) -> dict[str, int]:
 
 
 def free_memory() -> None:
-    """Give back what is kept for reuse."""
+    """Give back what is kept for reuse, now that there was too little."""
     gc.collect()
+    give_freed_memory_back(scarce=True)
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

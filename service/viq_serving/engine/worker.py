@@ -19,6 +19,7 @@ import torch
 
 from viq.launched import Launched
 from viq_serving.engine.child import ChildModel, ProcessEnded
+from viq_serving.engine.fresh_thread import FreshThread
 from viq_serving.engine.memory import free_memory, out_of_memory
 from viq_serving.engine.warmup import PROBE_SIDE, forwards
 from viq_serving.engine.work import Batch, Entry
@@ -93,6 +94,7 @@ class Worker:
         self.busy_since: float | None = None
         self._desk, self._threads = desk, threads
         self._thread: threading.Thread | None = None
+        self._fresh = FreshThread()
         # On a CPU a launch returns when all is computed: a second one ahead would only keep the first one's answers.
         self._ahead = 2 if self.on_cuda else 1
         self._landed = 0.0  # when the last batch did: the next one had the device from then on
@@ -140,6 +142,8 @@ class Worker:
         except BaseException as error:  # whatever ends this thread, its waiters must hear of it
             log.critical("the device thread ended", exc_info=error)
             self._desk.lost(self, f"the device thread ended: {type(error).__name__}")
+        finally:
+            self._fresh.close()
 
     def _launch(self, batch: Batch) -> _Flight:
         self.busy_since = self.busy_since or monotonic()
@@ -207,11 +211,14 @@ class Worker:
         if out_of_memory(error):
             free_memory()
         try:
-            forwards(self.models[entry.flow.size], PROBE_SIDE)
+            self._fresh.do(lambda: forwards(self.models[entry.flow.size], PROBE_SIDE))
         except Exception as broken:
             raise RuntimeError("the device fails also with a plain grey image") from broken
 
     def _forward(self, entries: Sequence[Entry]) -> Launched[Any]:
+        return self._fresh.do(lambda: self._launched(entries))
+
+    def _launched(self, entries: Sequence[Entry]) -> Launched[Any]:
         method, size = entries[0].flow.kind
         small = sum(entry.cost for entry in entries) <= _ONE_THREAD_COST
         # Replicas on a CPU share its processors; one that has been alone for a second has them all.
