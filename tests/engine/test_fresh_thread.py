@@ -74,6 +74,6 @@ def test_each_such_error_takes_another_thread_until_it_is_closed() -> None:
     assert len({*seen, last}) == 4
     assert fresh.do(threading.current_thread) is last
     fresh.close()
-    last.join(30)
-    assert not any(one.is_alive() for one in seen[2:])
-    assert not last.is_alive()
+    for one in (*seen[2:], last):
+        one.join(30)
+        assert not one.is_alive()
