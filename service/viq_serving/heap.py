@@ -1,8 +1,8 @@
 """How the C library keeps memory that a forward has freed: for the next one.
 
 A forward frees each activation as soon as the next is made. By default glibc hands those above a threshold, which it
-moves by what it has seen, back to the system, and that clears every page anew when they are asked for again: at 256x256
-on `nano` 1,400 page faults an image and 7 % of its time, at other sizes little or nothing (`bench/heap.py`).
+moves by what it has seen, back to the system, and that clears every page anew when they are asked for again: on `nano`
+1,400 page faults an image of 256x256 and 23,300 of 1024x1024, some per cent of its time (`bench/heap.py`).
 
 What is kept so is given back when nobody waits, every few minutes otherwise (`viq_serving.garbage`), and at once where
 memory has run out.
