@@ -196,7 +196,7 @@ class ViQ:
     def script_small_packs(self) -> bool:
         """Have small packs computed by TorchScript, to the same bits, if that can be here; tells whether it is so.
 
-        For services and loops: it takes about a second and 60 MiB, of which torch gives some back never, and then small
+        For services and loops: it takes about a second and 60 MiB, of which torch keeps some for good, and then small
         images take a tenth less, with Python's interpreter left to other threads meanwhile. Only small networks in
         float32 on a CPU with the eager head. Where modules or weights are replaced later, or get hooks, all is eager.
         """

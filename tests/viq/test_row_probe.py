@@ -8,11 +8,14 @@ from torch import Tensor, nn
 
 import viq.fp8
 import viq.layers
+import viq.model
 import viq.row_probe
+from viq import ViQ
+from viq.embedder import Embedder
 from viq.fp8 import Fp8Linear
 from viq.layers import Linear
 from viq.linear import linear
-from viq.row_probe import FIRST, row_multiple
+from viq.row_probe import FIRST, UNSETTLED, row_multiple
 
 
 def network() -> nn.Module:
@@ -38,7 +41,7 @@ def another_kernel_below(rows: int) -> Callable[[Tensor, Tensor, Tensor], Tensor
 
 def test_packs_are_rounded_to_what_the_library_here_needs() -> None:
     found = row_multiple(network())
-    assert found in (FIRST["cpu"], 2 * FIRST["cpu"])
+    assert found in [FIRST["cpu"] * times for times in (1, 2, 4, 8)]
 
 
 @pytest.mark.parametrize("needed", [64, 128, 256])
@@ -80,3 +83,12 @@ def test_a_layer_in_8_bits_is_probed_beside_one_of_its_shape_that_is_not(monkeyp
     monkeypatch.setattr(viq.fp8, "linear", product)
     assert row_multiple(plain) == usual
     assert row_multiple(mixed) == 128
+
+
+def test_what_the_embedder_needs_is_no_matter_for_the_fingerprint_of_codes(monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = ViQ.from_pretrained(device="cpu", parts=("encoder",))
+    monkeypatch.setattr(viq.model, "row_multiple", lambda part: UNSETTLED if isinstance(part, Embedder) else 32)
+    both = ViQ.from_pretrained(device="cpu", parts=("encoder", "embedder"))
+    assert both.row_multiple == UNSETTLED
+    assert both.invariant
+    assert both.fingerprint == alone.fingerprint
