@@ -57,3 +57,13 @@ def test_what_was_long_ago_is_forgotten() -> None:
     for _ in range(100):
         pace.observe(100, 1.0)
     assert pace.seconds(100) == pytest.approx(1.0, rel=0.1)
+
+
+def test_the_price_of_a_batch_is_told_as_a_cost() -> None:
+    pace = Pace()
+    assert pace.price == 0
+    pace.observe(100, 1.0)
+    assert pace.price == 0  # costs of one kind tell nothing of it
+    for cost in (10, 400) * 5:
+        pace.observe(cost, 0.5 + cost / 100)
+    assert pace.price == pytest.approx(50, rel=0.2)

@@ -173,6 +173,67 @@ def test_the_age_limit_leaves_time_for_the_batch_but_never_more_than_half() -> N
         assert (batch.entries, batch.too_old) == ([young], [old])
 
 
+def paced(devices: int, *learned: tuple[int, float], batch_cost: int = 1000) -> Scheduler:
+    """A scheduler of so many devices that knows what such costs of features take, in seconds."""
+    scheduler = Scheduler(batch_cost)
+    scheduler.devices = devices
+    for cost, seconds in learned:
+        scheduler.learn(EMBED.kind, cost, seconds)
+    return scheduler
+
+
+def test_a_device_leaves_to_the_others_what_they_will_be_free_for_sooner() -> None:
+    scheduler = paced(2, (100, 1.0))
+    put(scheduler, *(entry(10) for _ in range(8)))
+    first, second = batch_of(scheduler), batch_of(scheduler)
+    assert [len(batch.entries) for batch in (first, second)] == [4, 4]
+    put(scheduler, *(entry(10) for _ in range(12)))
+    scheduler.computed(second, 0.4, 1.0)
+    assert len(batch_of(scheduler).entries) == (12 + 4) // 2
+
+
+def test_what_the_others_compute_longer_than_all_that_waits_takes_is_not_waited_for() -> None:
+    scheduler = paced(2, (100, 1.0))
+    scheduler.learn(DECODE.kind, 100, 50.0)
+    put(scheduler, entry(100, DECODE))
+    assert batch_of(scheduler).expected_s > 40
+    put(scheduler, *(entry(10) for _ in range(8)))
+    assert len(batch_of(scheduler).entries) == 8
+
+
+@pytest.mark.parametrize("learn", [True, False])
+def test_what_is_done_with_is_no_longer_counted_as_under_way(learn: bool) -> None:
+    scheduler = paced(2, (100, 1.0))
+    for _ in range(3):
+        put(scheduler, *(entry(10) for _ in range(8)))
+        batch = batch_of(scheduler)
+        assert len(batch.entries) == 4
+        scheduler.computed(batch, 9.0, 1.0, learn=learn)
+        scheduler.clear()
+
+
+def test_what_costs_no_more_than_a_batch_by_itself_is_not_divided() -> None:
+    scheduler = paced(2, (10, 1.1), (100, 2.0), (10, 1.1), (100, 2.0))  # a second a batch, one for each hundred
+    put(scheduler, *(entry(10) for _ in range(9)))
+    assert len(batch_of(scheduler).entries) == 9
+    put(scheduler, *(entry(10) for _ in range(30)))
+    assert len(batch_of(scheduler).entries) < 30
+
+
+@pytest.mark.parametrize("devices, learned", [(1, [(100, 1.0)]), (2, [])], ids=["one device", "nothing known"])
+def test_nothing_is_divided_for_nobody_or_by_guesses(devices: int, learned: list[tuple[int, float]]) -> None:
+    scheduler = paced(devices, *learned)
+    put(scheduler, *(entry(10) for _ in range(8)))
+    assert len(batch_of(scheduler).entries) == 8
+
+
+def test_a_batch_that_is_to_wait_on_its_device_is_not_divided() -> None:
+    scheduler = paced(2, (100, 1.0))
+    put(scheduler, *(entry(10) for _ in range(8)))
+    batch = scheduler.next_batch(0.0, ahead=True)
+    assert batch is not None and len(batch.entries) == 8
+
+
 def test_the_oldest_waiting_is_told() -> None:
     scheduler, first = Scheduler(100), entry(1)
     scheduler.put(first, 3.0)

@@ -60,6 +60,8 @@ class Engine:
             limits.max_patches, limits.max_age_s, self._expected_s, lambda: self._scheduler.batch_cost, limits.lanes
         )
         self.lost_because: str | None = None
+        self.one_thread_each = False
+        """Whether every processor has a device thread of its own: other threads' work takes from what is computed."""
         self.on_answers: Callable[[Answers, int], None] | None = None
         self._crew = Crew([])
         self._changed = threading.Condition()
@@ -79,6 +81,7 @@ class Engine:
         workers = [Worker(self, replica, made.threads) for replica in made.replicas]
         if self._limits.batch_patches is None and any(worker.on_cuda for worker in workers):
             self._scheduler.batch_cost = CUDA_BATCH
+        self.one_thread_each = made.threads <= len(workers) and not any(worker.on_cuda for worker in workers)
         self._scheduler.devices, self._crew = len(workers), Crew(workers)
         for kind, cost, seconds in made.learned:
             self._scheduler.learn(kind, cost, seconds)

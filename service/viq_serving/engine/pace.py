@@ -38,6 +38,11 @@ class Pace:
         batches = 1.0 if per_batch is None else max(1.0, cost / per_batch)
         return scale * (self._base * batches + self._slope * cost)
 
+    @property
+    def price(self) -> float:
+        """The cost that takes as long as a batch by itself, whatever it holds; 0 while that is not known."""
+        return self._base / self._slope if self._slope else 0.0
+
     def _fit(self) -> None:
         spread = self._n * self._cost2 - self._cost * self._cost
         if spread > _SPREAD * self._n * self._cost2:

@@ -27,6 +27,8 @@ class Scheduler:
         self._waiting: dict[Flow, deque[Entry]] = {}
         self._paces: dict[Kind, Pace] = {}
         self.entries = self.patches = 0
+        self._costs: dict[Kind, int] = {}  # of what waits
+        self._under_way_s = 0.0  # expected of the batches that are not computed yet
         self._asked = -math.inf  # when somebody last did who waits for the answer
 
     def put(self, entry: Entry, now: float) -> None:
@@ -41,6 +43,7 @@ class Scheduler:
         self.lanes.join(entry.flow, now)
         self.entries += 1
         self.patches += entry.patches
+        self._costs[entry.flow.kind] = self._costs.get(entry.flow.kind, 0) + entry.cost
 
     def withdraw(self, entry: Entry) -> None:
         """Forget `entry`, whether it waits, will or did."""
@@ -56,16 +59,17 @@ class Scheduler:
         flow = self.lanes.next(now)
         if flow is None:
             return None
-        choice = _Choice(flow, self, now)
+        choice = _Choice(flow, self, now, self.batch_cost if ahead else self._fair_share(flow.kind))
         if flow.lane == "interactive":
-            choice.fill(flow, self.batch_cost)
+            choice.fill(flow, choice.room)
             if choice.cost:  # whoever waits for an answer waits at most twice as long for the company
                 choice.fill(flow._replace(lane="bulk"), choice.cost)
         else:
             # Two batches of bulk alone, one behind the other, would be two that an interactive one has to wait for;
             # and while people ask now and then, the one that runs when they do is to be over soon.
             between = now - self._asked < _LATELY_S and not self.waiting("interactive")
-            choice.room = self.batch_cost // 2 if ahead or between else self.batch_cost
+            if ahead or between:
+                choice.room = min(choice.room, self.batch_cost // 2)
             choice.fill(flow, 0)
             interactive = flow._replace(lane="interactive")
             choice.fill(interactive, int(choice.room * self.rules.share("interactive")))
@@ -73,12 +77,14 @@ class Scheduler:
             choice.fill(interactive, choice.room)
         batch = choice.batch()
         self.lanes.begin(flow.lane)
+        self._under_way_s += batch.expected_s
         self._use(batch, batch.expected_s)
         return batch
 
     def computed(self, batch: Batch, seconds: float, now: float, *, learn: bool = True) -> None:
         """Tell what `batch` took; `learn` from it unless something was wrong with it."""
         self.lanes.end(batch.flow.lane, now)
+        self._under_way_s -= batch.expected_s
         self._use(batch, seconds - batch.expected_s)
         if learn and batch.entries:
             self.learn(batch.flow.kind, batch.cost, seconds)
@@ -121,7 +127,22 @@ class Scheduler:
         self.lanes.leave(entry.flow)
         self.entries -= 1
         self.patches -= entry.patches
+        self._costs[entry.flow.kind] -= entry.cost
         entry.waits = False
+
+    def _fair_share(self, kind: Kind) -> int:
+        """The cost of a batch that takes as long as all devices would need for what waits and what they compute.
+
+        Who took more would still compute when the others have nothing left, and then they would take what little has
+        come since: large and tiny batches in turns, each image of a tiny one at the price of a batch. For the same
+        reason what costs no more than a batch by itself is not divided.
+        """
+        waiting, pace = self._costs[kind], self.pace(kind)
+        seconds = pace.seconds(waiting)
+        if self.devices == 1 or not seconds:
+            return self.batch_cost
+        share = waiting * (1.0 + self._under_way_s / seconds) / self.devices
+        return min(self.batch_cost, max(1, round(share), int(pace.price)))
 
     def _use(self, batch: Batch, seconds: float) -> None:
         for flow, part in batch.shares(seconds).items():
@@ -137,10 +158,10 @@ class Scheduler:
 class _Choice:
     """A batch in the making: what was chosen for it, what was passed by, and the room that is left."""
 
-    def __init__(self, flow: Flow, scheduler: Scheduler, now: float) -> None:
+    def __init__(self, flow: Flow, scheduler: Scheduler, now: float, room: int) -> None:
         self._flow, self._scheduler, self._now = flow, scheduler, now
         self._pace = scheduler.pace(flow.kind)
-        self.room, self.cost = scheduler.batch_cost, 0
+        self.room, self.cost = room, 0
         self._chosen, self._too_late, self._too_old = list[Entry](), list[Entry](), list[Entry]()
         # What begins now is computed in company; half of the limit is for waiting however long that takes.
         age_s = max(scheduler.max_age_s - self._pace.seconds(scheduler.batch_cost), scheduler.max_age_s / 2)
