@@ -100,9 +100,8 @@ class Passage:
             return results
         engine, flow = self._works.engine, self._flow(method)
         entries = [Entry(flow, n, self._request) for n in counts.values()]
-        # To wake a second thread takes longer than to decode a small image on the device's own, while that is free, or
-        # where the second would take the processor from it.
-        here = len(entries) == 1 and (engine.idle or engine.one_thread_each)
+        # To wake a second thread takes longer than to decode a small image on the device's own, while that is free.
+        here = engine.idle and len(entries) == 1
         job, asked = engine.job(entries), monotonic()
         for entry, index in zip(entries, counts, strict=True):
             if prepare is None:

@@ -212,26 +212,33 @@ def test_what_is_done_with_is_no_longer_counted_as_under_way(learn: bool) -> Non
         scheduler.clear()
 
 
-def test_what_costs_no_more_than_a_batch_by_itself_is_not_divided() -> None:
+@pytest.mark.parametrize(("waiting", "taken"), [(9, 9), (12, 12), (19, 19), (22, 11), (30, 15)])
+def test_no_part_is_worth_less_than_a_batch_by_itself(waiting: int, taken: int) -> None:
     scheduler = paced(2, (10, 1.1), (100, 2.0), (10, 1.1), (100, 2.0))  # a second a batch, one for each hundred
-    put(scheduler, *(entry(10) for _ in range(9)))
-    assert len(batch_of(scheduler).entries) == 9
-    put(scheduler, *(entry(10) for _ in range(30)))
-    assert len(batch_of(scheduler).entries) < 30
+    put(scheduler, *(entry(10) for _ in range(waiting)))
+    assert len(batch_of(scheduler).entries) == taken
 
 
-@pytest.mark.parametrize("devices, learned", [(1, [(100, 1.0)]), (2, [])], ids=["one device", "nothing known"])
+def test_nor_is_the_part_of_one_of_many() -> None:
+    scheduler = paced(4, (10, 1.1), (100, 2.0), (10, 1.1), (100, 2.0))
+    put(scheduler, *(entry(10) for _ in range(24)))
+    assert len(batch_of(scheduler).entries) == 10
+
+
+@pytest.mark.parametrize(("devices", "learned"), [(1, [(100, 1.0)]), (2, [])], ids=["one device", "nothing known"])
 def test_nothing_is_divided_for_nobody_or_by_guesses(devices: int, learned: list[tuple[int, float]]) -> None:
     scheduler = paced(devices, *learned)
     put(scheduler, *(entry(10) for _ in range(8)))
     assert len(batch_of(scheduler).entries) == 8
 
 
-def test_a_batch_that_is_to_wait_on_its_device_is_not_divided() -> None:
+@pytest.mark.parametrize("how", [{"ahead": True}, {"divide": False}], ids=["ahead", "others compute"])
+def test_what_its_device_would_take_next_anyway_is_not_left(how: dict[str, bool]) -> None:
     scheduler = paced(2, (100, 1.0))
     put(scheduler, *(entry(10) for _ in range(8)))
-    batch = scheduler.next_batch(0.0, ahead=True)
-    assert batch is not None and len(batch.entries) == 8
+    batch = scheduler.next_batch(0.0, **how)
+    assert batch is not None
+    assert len(batch.entries) == 8
 
 
 def test_the_oldest_waiting_is_told() -> None:
@@ -255,11 +262,12 @@ works = st.lists(
 )
 
 
-@given(works, st.integers(1, 400))
+@given(works, st.integers(1, 400), st.integers(1, 4))
 def test_all_work_comes_out_once_and_no_batch_is_over_budget_unless_alone(
-    work: list[tuple[Flow, int, bool]], budget: int
+    work: list[tuple[Flow, int, bool]], budget: int, devices: int
 ) -> None:
     scheduler = Scheduler(budget)
+    scheduler.devices = devices
     entries = [entry(patches, flow) for flow, patches, _ in work]
     put(scheduler, *entries)
     kept = []
@@ -268,13 +276,16 @@ def test_all_work_comes_out_once_and_no_batch_is_over_budget_unless_alone(
             scheduler.withdraw(one)
         else:
             kept.append(one)
-    seen: list[Entry] = []
+    seen, under_way = list[Entry](), list[Batch]()
     while (batch := scheduler.next_batch(0.0)) is not None:
         assert batch.entries
         assert batch.cost <= budget or len(batch.entries) == 1
         assert {one.flow for one in batch.entries} == {batch.flow}
         seen += batch.entries
-        scheduler.computed(batch, 0.01 * batch.cost, 0.0)
+        under_way.append(batch)
+        if len(under_way) == devices:
+            done = under_way.pop(0)
+            scheduler.computed(done, 0.1 + 0.01 * done.cost, 0.0)
     assert sorted(map(id, seen)) == sorted(map(id, kept))
     assert (scheduler.entries, scheduler.patches) == (0, 0)
 

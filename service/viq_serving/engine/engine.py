@@ -60,8 +60,6 @@ class Engine:
             limits.max_patches, limits.max_age_s, self._expected_s, lambda: self._scheduler.batch_cost, limits.lanes
         )
         self.lost_because: str | None = None
-        self.one_thread_each = False
-        """Whether every processor has a device thread of its own: other threads' work takes from what is computed."""
         self.on_answers: Callable[[Answers, int], None] | None = None
         self._crew = Crew([])
         self._changed = threading.Condition()
@@ -81,7 +79,6 @@ class Engine:
         workers = [Worker(self, replica, made.threads) for replica in made.replicas]
         if self._limits.batch_patches is None and any(worker.on_cuda for worker in workers):
             self._scheduler.batch_cost = CUDA_BATCH
-        self.one_thread_each = made.threads <= len(workers) and not any(worker.on_cuda for worker in workers)
         self._scheduler.devices, self._crew = len(workers), Crew(workers)
         for kind, cost, seconds in made.learned:
             self._scheduler.learn(kind, cost, seconds)
@@ -163,9 +160,12 @@ class Engine:
                 if not self._crew.works(worker):
                     return None
                 # Who has nothing to do at all comes before one that would only have it wait for what it computes.
-                batch = self._scheduler.next_batch(monotonic(), ahead=not wait) if wait or not self._crew.idle else None
-                if batch is not None:
-                    break
+                if wait or not self._crew.idle:
+                    # What a GPU left for others that compute it would take itself at once, ahead.
+                    divide = bool(self._crew.idle) or not worker.on_cuda
+                    batch = self._scheduler.next_batch(monotonic(), ahead=not wait, divide=divide)
+                    if batch is not None:
+                        break
                 if not wait or self._closing:
                     return None
                 self._crew.idle += 1
@@ -174,7 +174,8 @@ class Engine:
             self._crew.begin(worker, batch)
         self._refuse(batch)
         for entry in batch.entries:
-            if entry.make is not None and self._made(entry, entry.make):
+            make = entry.make
+            if make is not None and self._made(entry, make):
                 entry.queued = monotonic()  # what came before was preprocessing
         return batch
 

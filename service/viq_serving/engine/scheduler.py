@@ -51,15 +51,16 @@ class Scheduler:
             self.take(entry)
         entry.alive = False
 
-    def next_batch(self, now: float, *, ahead: bool = False) -> Batch | None:
+    def next_batch(self, now: float, *, ahead: bool = False, divide: bool = True) -> Batch | None:
         """The next batch, its entries no longer waiting; None if nothing waits. It must be `computed` in the end.
 
-        `ahead`: it will wait for another on its device.
+        `ahead`: it will wait for another on its device. `divide`: leave other devices their part of what waits.
         """
         flow = self.lanes.next(now)
         if flow is None:
             return None
-        choice = _Choice(flow, self, now, self.batch_cost if ahead else self._fair_share(flow.kind))
+        alone = ahead or not divide or self.devices == 1
+        choice = _Choice(flow, self, now, self.batch_cost if alone else self._fair_share(flow.kind))
         if flow.lane == "interactive":
             choice.fill(flow, choice.room)
             if choice.cost:  # whoever waits for an answer waits at most twice as long for the company
@@ -131,18 +132,18 @@ class Scheduler:
         entry.waits = False
 
     def _fair_share(self, kind: Kind) -> int:
-        """The cost of a batch that takes as long as all devices would need for what waits and what they compute.
+        """The cost of a batch that takes about as long as all devices need for what waits and the batches under way.
 
         Who took more would still compute when the others have nothing left, and then they would take what little has
         come since: large and tiny batches in turns, each image of a tiny one at the price of a batch. For the same
-        reason what costs no more than a batch by itself is not divided.
+        reason no part is worth less than that price.
         """
         waiting, pace = self._costs[kind], self.pace(kind)
         seconds = pace.seconds(waiting)
-        if self.devices == 1 or not seconds:
+        if not seconds or waiting < 2 * pace.price:
             return self.batch_cost
         share = waiting * (1.0 + self._under_way_s / seconds) / self.devices
-        return min(self.batch_cost, max(1, round(share), int(pace.price)))
+        return min(self.batch_cost, math.ceil(max(share, pace.price, 1.0)))
 
     def _use(self, batch: Batch, seconds: float) -> None:
         for flow, part in batch.shares(seconds).items():
