@@ -1,10 +1,11 @@
-"""One engine with all threads beside one replica a thread, both fed by the same callers, and the bare model.
+"""One engine with all threads beside one replica a thread, fed by the same callers, and the bare model.
 
     python bench/replicas.py --out bench/results/replicas.json
 
 Images a second of `Tokenizer.encode` on JPEG files, one image a request, with so many callers that wait for their
 answers; the ways take turns, medians are given. Bare is `ViQ.encode_pixels` on pixels already decoded, one image after
-another, with all threads, eagerly. All share one process and one way for idle threads to wait.
+another, with all threads, eagerly. "Undivided" are replicas each of which takes all that waits, in place of its part.
+All share one process and one way for idle threads to wait.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import asyncio  # noqa: E402
 import json  # noqa: E402
 import statistics  # noqa: E402
 from collections.abc import Sequence  # noqa: E402
+from functools import partial  # noqa: E402
 from pathlib import Path  # noqa: E402
 from time import perf_counter  # noqa: E402
 from typing import Any  # noqa: E402
@@ -30,6 +32,7 @@ from serving import jpeg, percentile, picture  # noqa: E402
 
 from viq import Codes, ViQ  # noqa: E402
 from viq_serving.engine.engine import EngineLimits  # noqa: E402
+from viq_serving.engine.work import Kind  # noqa: E402
 from viq_serving.images import ImageLimits, decode  # noqa: E402
 from viq_serving.metrics import Metrics  # noqa: E402
 from viq_serving.tokenizer import Tokenizer  # noqa: E402
@@ -63,14 +66,23 @@ def bare(model: ViQ, data: bytes, count: int, threads: int) -> float:
     return count / (perf_counter() - begun)
 
 
+def _all_that_waits(batch_cost: int, kind: Kind) -> int:
+    return batch_cost
+
+
 async def measured(served: ViQ, plain: ViQ, sides: Sequence[int], args: argparse.Namespace) -> list[dict[str, Any]]:
     ways: dict[str, Tokenizer] = {}
     threads = torch.get_num_threads()
-    for replicas in args.replicas:
+    for replicas, divided in [*((count, True) for count in args.replicas), (max(args.replicas), False)]:
         tokenizer = Tokenizer(ImageLimits(), 64, Metrics("bench"), EngineLimits(max_age_s=600.0))
         torch.set_num_threads(threads)
         await tokenizer.load(lambda count=replicas: [served] * count)  # type: ignore[misc]
-        ways[f"replicas_{replicas}"] = tokenizer
+        if divided:
+            ways[f"replicas_{replicas}"] = tokenizer
+        else:
+            scheduler = tokenizer._engine._scheduler
+            scheduler._fair_share = partial(_all_that_waits, scheduler.batch_cost)  # type: ignore[method-assign]
+            ways[f"replicas_{replicas}_undivided"] = tokenizer
     rows = []
     for side in sides:
         data = jpeg(picture(side, side, side))
@@ -102,7 +114,7 @@ async def measured(served: ViQ, plain: ViQ, sides: Sequence[int], args: argparse
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sides", type=int, nargs="+", default=[64, 256, 512])
+    parser.add_argument("--sides", type=int, nargs="+", default=[64, 128, 256, 512])
     parser.add_argument("--replicas", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=4.0, help="of each measurement, about")
