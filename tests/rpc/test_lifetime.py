@@ -64,7 +64,8 @@ def test_a_deadline_that_passes_ends_the_work_and_is_counted(
     open_door: Open, stuck: Stuck, one: pb.EncodeRequest
 ) -> None:
     with open_door(change=stuck.into) as door:
-        call = door.viq.Encode.future(one, timeout=1)
+        call = door.viq.Encode.future(one, timeout=3)
+        door.until(lambda: stuck.begun == 1)
         assert call.code() is grpc.StatusCode.DEADLINE_EXCEEDED
         door.until(lambda: counted(door, "deadline_exceeded") + counted(door, "cancelled") == 1)
         assert counted(door, "deadline_exceeded") == 1
