@@ -60,16 +60,28 @@ def test_a_client_that_vanishes_cancels_its_work(open_door: Open, stuck: Stuck, 
         assert (stuck.cancelled, door.tokenizer.bodies.held_now) == (1, 0)
 
 
+# 2.001 s are sent as 2.01: this client's own clock ends the call before the server's.
+@pytest.mark.parametrize("timeout_s", [2.0, 2.001])
 def test_a_deadline_that_passes_ends_the_work_and_is_counted(
-    open_door: Open, stuck: Stuck, one: pb.EncodeRequest
+    open_door: Open, stuck: Stuck, one: pb.EncodeRequest, timeout_s: float
 ) -> None:
     with open_door(change=stuck.into) as door:
-        call = door.viq.Encode.future(one, timeout=3)
+        call = door.viq.Encode.future(one, timeout=timeout_s)
         door.until(lambda: stuck.begun == 1)
         assert call.code() is grpc.StatusCode.DEADLINE_EXCEEDED
         door.until(lambda: counted(door, "deadline_exceeded") + counted(door, "cancelled") == 1)
         assert counted(door, "deadline_exceeded") == 1
         assert stuck.cancelled == 1
+
+
+def test_a_client_that_cancels_well_before_its_deadline_is_counted_as_one_that_cancels(
+    open_door: Open, stuck: Stuck, one: pb.EncodeRequest
+) -> None:
+    with open_door(change=stuck.into) as door:
+        call = door.viq.Encode.future(one, timeout=60)
+        door.until(lambda: stuck.begun == 1)
+        call.cancel()
+        door.until(lambda: counted(door, "cancelled") == 1)
 
 
 def test_a_message_that_does_not_come_in_time_is_given_up(open_door: Open) -> None:

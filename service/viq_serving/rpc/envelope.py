@@ -45,6 +45,7 @@ _COUNTED[_OIP + "ModelInfer"] = "unknown"  # until it is known which
 
 _WATCHES = 1024
 _OF_STREAMS = 0.75  # of the bytes of all requests: streams wait for room, the others are refused where there is none
+_EARLY_S, _ROUNDED = 0.1, 0.01  # by how much a client may be ahead of its deadline here, and as a share of its timeout
 _PARTING_S = 1.0  # for a watch to say what it has to once the service stops
 
 
@@ -116,7 +117,7 @@ class Envelope(ServerInterceptor):
                         raise NotFound(f"no such method: {path}")
                     reply = await self._answered(Call.of(exchange, context, metadata, caller), method, parse)
             except asyncio.CancelledError:
-                exchange.outcome = _how_cancelled(context)
+                exchange.outcome = _how_cancelled(context, exchange.seconds())
                 raise
             except AbortError:  # the method has ended the call itself
                 raise
@@ -148,7 +149,7 @@ class Envelope(ServerInterceptor):
                     held.callback(self._open.discard, stream)
                     await method(stream, call)
             except asyncio.CancelledError:
-                exchange.outcome = _how_cancelled(context)
+                exchange.outcome = _how_cancelled(context, exchange.seconds())
                 raise
             except Exception as error:  # noqa: BLE001  # answered, and in the log
                 refusal, unread = refusal_of(error, exchange, self._tokenizer), isinstance(error, Unread)
@@ -257,5 +258,13 @@ class Envelope(ServerInterceptor):
             asyncio.get_running_loop().call_later(_PARTING_S, self._look_whether_stuck)
 
 
-def _how_cancelled(context: Context) -> str:
-    return "deadline_exceeded" if context.time_remaining() == 0 else "cancelled"
+def _how_cancelled(context: Context, seconds: float) -> str:
+    """Whether a deadline ended a call that has been under way for `seconds`, or the client.
+
+    At its deadline a client cancels the call by its own clock, ahead of ours: the request took a while to come, and
+    clients round the time they send up (grpc's C core keeps three digits).
+    """
+    left = context.time_remaining()
+    if left is None or left > _EARLY_S + _ROUNDED * (seconds + left):
+        return "cancelled"
+    return "deadline_exceeded"
