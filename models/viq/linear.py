@@ -25,6 +25,7 @@ from viq.hardware import multiplies_natively, scripting, traced
 from viq.torch_warnings import quiet_about_torch
 
 _COLUMNS = 16  # output columns of a CUDA product are a multiple of this
+_ROWS = 512  # for which weights are laid out; other numbers want the same
 _PANEL = 1_572_864  # weight elements widened at a time: 6 MiB of float32, which stay in the cache
 
 
@@ -49,6 +50,14 @@ def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         product = _scripted()[1] if scripting() else _onednn_gelu
         return product(x, weight, bias)
     return gelu(linear(x, weight, bias))
+
+
+def laid_out(weight: Tensor) -> Tensor:
+    """A copy of `(N, K)` float32 weights on a CPU as oneDNN's products want them, which `linear` takes in its place.
+
+    It is of no other use: torch calls it opaque. Raises `RuntimeError` without oneDNN.
+    """
+    return torch.ops.mkldnn._reorder_linear_weight(weight.detach(), _ROWS)  # type: ignore[no-any-return]
 
 
 def kernel(device: torch.device, dtype: torch.dtype) -> str:

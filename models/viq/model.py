@@ -198,7 +198,8 @@ class ViQ:
 
         For services and loops: it takes about a second and 60 MiB, of which torch keeps some for good, and then small
         images take a tenth less, with Python's interpreter left to other threads meanwhile. Only small networks in
-        float32 on a CPU with the eager head. Where modules or weights are replaced later, or get hooks, all is eager.
+        float32 on a CPU with the eager head. Where modules or weights are replaced later, or get hooks, all is eager;
+        what is written through `Tensor.data` nobody notices.
         """
         if self._encoder is not None and self.head == "eager" and self._scripted is None:
             with self._alone():

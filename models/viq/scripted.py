@@ -3,10 +3,14 @@
 A forward is some hundred operations. Where images are small, Python takes as long to call them as a fifth of what they
 compute, and each call needs the interpreter, which other threads of a service want too. The graph calls the same
 kernels on the same numbers, so values are equal to the bit; that is tried before it is used, else nothing changes.
+
+Its products take the weights as oneDNN would lay them out anew in each call, which for a few rows takes as long as
+a fifth of the product.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from operator import is_
 from threading import Lock
@@ -18,6 +22,8 @@ from torch import Tensor, nn
 from viq.config import CODES_PER_PATCH
 from viq.fsq import quantise
 from viq.head import head_values
+from viq.layers import Linear
+from viq.linear import laid_out
 from viq.packing import Ends, Packing
 from viq.torch_warnings import quiet_about_torch
 
@@ -28,6 +34,7 @@ ROWS = 1024
 """Rows of the largest pack that is computed so: above, what is computed hides Python."""
 
 _PARAMETERS = 100_000_000  # of the largest network: one of more takes long for each operation
+_LAID_OUT = 16_000_000  # of the largest whose weights are held a second time
 _EXAMPLE = ((3, 5), (8, 8), (2, 9))  # grids of the pack that the graph is made with; any other fits, too
 _TRIED = (((1, 1),), ((3, 5), (8, 8), (2, 31)), ((5, 5), (1, 16), (12, 12), (1, 1)))  # grids of packs
 _RUNS = 2  # of each: torch arranges a graph anew after its first run
@@ -40,10 +47,12 @@ _NONE = (AttributeError, NotImplementedError, RuntimeError, TypeError, OSError, 
 class Scripted:
     """The encoder as one program; computes beside itself on several threads."""
 
-    def __init__(self, encoder: Encoder, multiple: int) -> None:
-        self._encoder, self._multiple, self._made_of = encoder, multiple, _Made(encoder)
+    def __init__(self, encoder: Encoder, multiple: int, *, lay_out: bool) -> None:
+        """`lay_out`: the weights of its products, which it then holds once more."""
+        self._encoder, self._multiple, self._made_of = encoder, multiple, _Made(encoder, unchanged=lay_out)
         with torch.no_grad(), quiet_about_torch():
-            self._run: Any = torch.jit.trace(_Graph(encoder), self._example(), check_trace=False)
+            graph = _Graph(_with_weights_laid_out(encoder) if lay_out else encoder)
+            self._run: Any = torch.jit.trace(graph, self._example(), check_trace=False)
 
     def codes(self, patches: Tensor, packing: Packing) -> Tensor | None:
         """Codes of normalised patches `(rows, 768)` as `Encoder.forward` gives them.
@@ -67,7 +76,7 @@ class Scripted:
     @torch.inference_mode()
     def is_exact(self) -> bool:
         """Whether its values have the bits of the eager network's, on packs that are tried now."""
-        return all(self._exact_with(grids) for grids in _TRIED for _ in range(_RUNS))
+        return all(self._exact_with(grids) for grids in _TRIED)
 
     def _exact_with(self, grids: Sequence[tuple[int, int]]) -> bool:
         packing = Packing.of(grids, self._multiple)
@@ -75,8 +84,8 @@ class Scripted:
         shape = packing.patches, self._inputs
         patches = packing.pad(torch.rand(shape, generator=draw, dtype=torch.float32, device="cpu") * 2 - 1)
         real = packing.patches * CODES_PER_PATCH
-        ours, eager = self.values(patches, packing)[:real], self._encoder.project(patches, packing)[:real]
-        return torch.equal(ours.view(torch.int32), eager.view(torch.int32))
+        eager = self._encoder.project(patches, packing)[:real].view(torch.int32)
+        return all(torch.equal(self.values(patches, packing)[:real].view(torch.int32), eager) for _ in range(_RUNS))
 
     def _example(self) -> tuple[Tensor, ...]:
         packing = Packing.of(_EXAMPLE, self._multiple)
@@ -99,30 +108,40 @@ def scripted(encoder: Encoder, multiple: int) -> Scripted | None:
     if weight.device.type != "cpu" or weight.dtype != torch.float32 or _size(encoder) > _PARAMETERS:
         return None
     with _ALONE:
-        try:
-            made = Scripted(encoder, multiple)
-            return made if made.is_exact() and made.fits_now() else None
-        except _NONE:
-            return None
+        for lay_out in (True, False) if _size(encoder) <= _LAID_OUT else (False,):
+            try:
+                made = Scripted(encoder, multiple, lay_out=lay_out)
+                if made.is_exact() and made.fits_now():
+                    return made
+            except _NONE:
+                pass
+        return None
 
 
 class _Made:
     """The modules and weights of a network, which a program made of it goes on using when they are replaced.
 
-    Weights that change in place are no matter. Hooks are: the program would not call them.
+    Hooks are a matter, too: the program would not call them. Weights that change in place are none, unless they are to
+    stay `unchanged`. (Torch counts changes, but for those through `Tensor.data`.)
     """
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, *, unchanged: bool) -> None:
         modules = list(network.modules())
         tables: list[dict[str, Any]] = [t for m in modules for t in (m._modules, m._parameters, m._buffers)]
         held = [(table, name, one) for table in tables for name, one in table.items()]
         self._ask, self._held = [(table.get, name) for table, name, _ in held], [one for _, _, one in held]
         self._hooks = [hooks for m in modules for hooks in (m._forward_hooks, m._forward_pre_hooks)]
+        self._counted = list(network.parameters()) if unchanged else []
+        self._changes = self._changes_now()
 
     def is_so(self) -> bool:
         """Whether they are the same still, and none has a hook."""
         # There are hundreds, and this is asked at each pack.
-        return not any(self._hooks) and all(map(is_, [get(name) for get, name in self._ask], self._held))
+        same = not any(self._hooks) and all(map(is_, [get(name) for get, name in self._ask], self._held))
+        return same and self._changes_now() == self._changes
+
+    def _changes_now(self) -> list[int]:
+        return [weight._version for weight in self._counted]
 
 
 class _Graph(nn.Module):
@@ -135,6 +154,19 @@ class _Graph(nn.Module):
     def forward(self, patches: Tensor, positions: Tensor, rotations: Tensor, ends: Tensor, longest: Tensor) -> Tensor:
         where = Ends(ends, longest)
         return head_values(self._encoder, self._encoder.blocks(patches, positions, where), where, rotations)
+
+
+def _with_weights_laid_out(network: nn.Module) -> Any:
+    """A network of the same modules but for the linear layers, whose weights are laid out for the product.
+
+    All others, and whatever they hold, are those of `network`: none is written to while a graph is made.
+    """
+    twin = copy.copy(network)
+    twin._modules = {name: part and _with_weights_laid_out(part) for name, part in network._modules.items()}
+    if isinstance(network, Linear):
+        twin._parameters = {"bias": network.bias}
+        twin._buffers = {"weight": laid_out(network.weight)}
+    return twin
 
 
 def _size(encoder: Encoder) -> int:

@@ -16,8 +16,10 @@ from tests.viq.conftest import noise
 from torch import Tensor, nn
 
 import viq.scripted
-from viq import ViQ
+from viq import Codes, ViQ
 from viq.head import head_values
+from viq.layers import Linear
+from viq.linear import laid_out
 from viq.packing import Packing
 from viq.scripted import ROWS, Scripted
 
@@ -104,11 +106,68 @@ def test_what_the_process_has_switched_on_is_not_in_the_graph(nano: ViQ, eager: 
     assert nano.encode_pixels(IMAGES) == eager.encode_pixels(IMAGES)
 
 
-def test_weights_are_not_held_twice(nano: ViQ) -> None:
+def test_only_the_weights_of_products_are_held_twice(nano: ViQ) -> None:
     assert nano.script_small_packs()
     assert nano._scripted is not None
     own = {one.data_ptr() for one in nano.encoder.parameters()}
     assert {one.data_ptr() for one in nano._scripted._run.parameters()} <= own
+    assert copies(nano) == sum(isinstance(module, Linear) for module in nano.encoder.modules())
+
+
+def copies(model: ViQ) -> int:
+    """How many weights are laid out for the products of small packs."""
+    assert model._scripted is not None
+    return sum(one.is_mkldnn for one in model._scripted._run.buffers())
+
+
+def laid_out_otherwise(weight: Tensor) -> Tensor:
+    return laid_out(weight * (1 + 2**-20))
+
+
+def not_laid_out(_: Tensor) -> Tensor:
+    raise RuntimeError("no oneDNN here")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("_LAID_OUT", 1000), ("laid_out", laid_out_otherwise), ("laid_out", not_laid_out)],
+    ids=["large network", "other bits", "no oneDNN"],
+)
+def test_where_weights_are_not_laid_out_small_packs_are_scripted_with_those_of_the_network(
+    nano: ViQ, eager: ViQ, name: str, value: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(viq.scripted, name, value)
+    assert nano.script_small_packs()
+    assert copies(nano) == 0
+    expected = eager.encode_pixels(IMAGES)
+    weights_stepped(nano)
+    with torch.no_grad():
+        for weight in nano.encoder.parameters():
+            weight.div_(1.5)
+    without_eager(nano, monkeypatch)  # changes in place are followed
+    assert codes_alike(nano.encode_pixels(IMAGES), expected)
+
+
+def codes_alike(ours: list[Codes], theirs: list[Codes]) -> bool:
+    """Whether nearly all codes are the same: weights multiplied and divided again are rounded."""
+    pairs = list(zip(ours, theirs, strict=True))
+    same = sum(int((a.array == b.array).sum()) for a, b in pairs)
+    return same > 0.99 * sum(a.array.size for a, _ in pairs)
+
+
+def test_weights_laid_out_are_left_once_those_of_the_network_change(nano: ViQ, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert nano.script_small_packs()
+    weights_stepped(nano)
+    without_eager(nano, monkeypatch)
+    with pytest.raises(AssertionError, match="computed eagerly"):
+        nano.encode_pixels(IMAGES[:1])
+
+
+def test_a_network_made_without_counts_of_changes_is_scripted_too(eager: ViQ) -> None:
+    with torch.inference_mode():
+        made = ViQ.from_pretrained(device="cpu", parts=("encoder",))
+        assert made.script_small_packs()
+    assert made.encode_pixels(IMAGES) == eager.encode_pixels(IMAGES)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "fp8"])
