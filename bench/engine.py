@@ -155,6 +155,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     model, rng = ViQ.from_pretrained(), np.random.default_rng(0)
+    model.script_small_packs()  # as the service does
     mixes = {"mixed_64_to_768": SIDES, "thumbnails_64_to_256": SIDES[:4], "photos_512_to_768": SIDES[5:]}
     result: dict[str, Any] = {"machine": machine(), "size": model.size, "callers": args.callers, "mixes": {}}
     for name, sides in mixes.items():

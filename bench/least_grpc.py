@@ -24,6 +24,7 @@ async def main() -> None:
     torch.set_num_threads(1)
     gc.disable()
     model, device = ViQ.from_pretrained(), ThreadPoolExecutor(1)
+    model.script_small_packs()
 
     def encoded(data: bytes) -> bytes:
         return model.encode_pixels([decode(data, ImageLimits())])[0].to_bytes()

@@ -66,6 +66,7 @@ def main() -> None:
 def doors(data: bytes) -> Iterator[tuple[Calls, Calls]]:
     """The ways to the codes of an image file, and the calls that compute nothing."""
     model, request = ViQ.from_pretrained(), pb.EncodeRequest(items=[pb.Item(image=data)])
+    model.script_small_packs()  # as the service does, and the least one
     message, raw = request.SerializeToString(), {"Accept": "application/octet-stream", "Content-Type": "image/jpeg"}
     with (
         server() as running,

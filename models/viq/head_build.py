@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 INDUCTOR = {"cpp.dynamic_threads": True}
 """Options of torch's compiler: the number of threads is torch's at the time of the call, not of the compilation."""
 
+_HEADERS = "precompile_headers"
 _GRIDS = ((3, 5), (8, 8), (2, 9))  # of the pack that a graph is made with; any other fits, too
 _MOST_ROWS, _MOST_IMAGES = 2**24, 2**20
 
@@ -103,10 +104,15 @@ def _aoti(encoder: Encoder, facts: HeadFacts, path: Path) -> None:
         raise InvalidInput(f"format aoti in {facts.dtype} is not for this CPU; there are torchscript, or float32")
     try:
         with quiet_about_torch():
-            from torch._inductor import aoti_compile_and_package
+            from torch._inductor import aoti_compile_and_package, config
             from torch._inductor.exc import CppCompileError, InductorError, InvalidCxxCompiler
 
-            aoti_compile_and_package(exported(encoder), package_path=str(path), inductor_configs=dict(INDUCTOR))
+            options: dict[str, object] = dict(INDUCTOR)
+            if hasattr(
+                config.aot_inductor, _HEADERS
+            ):  # a third of the time, for further heads only
+                options[f"aot_inductor.{_HEADERS}"] = False
+            aoti_compile_and_package(exported(encoder), package_path=str(path), inductor_configs=options)
     except (InductorError, InvalidCxxCompiler, CppCompileError) as error:
         raise compiler_missing(error) from error
     with zipfile.ZipFile(path, "a", zipfile.ZIP_STORED) as archive:
