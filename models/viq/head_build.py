@@ -108,9 +108,7 @@ def _aoti(encoder: Encoder, facts: HeadFacts, path: Path) -> None:
             from torch._inductor.exc import CppCompileError, InductorError, InvalidCxxCompiler
 
             options: dict[str, object] = dict(INDUCTOR)
-            if hasattr(
-                config.aot_inductor, _HEADERS
-            ):  # a third of the time, for further heads only
+            if hasattr(config.aot_inductor, _HEADERS):  # a third of the time, for further heads only
                 options[f"aot_inductor.{_HEADERS}"] = False
             aoti_compile_and_package(exported(encoder), package_path=str(path), inductor_configs=options)
     except (InductorError, InvalidCxxCompiler, CppCompileError) as error:
