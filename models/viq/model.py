@@ -196,12 +196,14 @@ class ViQ:
     def script_small_packs(self) -> bool:
         """Have small packs computed by TorchScript, to the same bits, if that can be here; tells whether it is so.
 
-        For services and loops: it takes about a second and 60 MiB, of which torch keeps some for good, and then small
-        images take a tenth less, with Python's interpreter left to other threads meanwhile. Only small networks in
-        float32 on a CPU with the eager head. Where modules or weights are replaced later, or get hooks, all is eager;
-        what is written through `Tensor.data` nobody notices.
+        For services and loops: it takes a second or two and some 90 MiB, of which torch keeps some for good, and then
+        small images take a tenth less, with Python's interpreter left to other threads meanwhile. Only small networks
+        in float32 on a CPU with the eager head. Up to 16 million parameters, the weights of products are held once
+        more. Where modules or weights are replaced or changed later, or get hooks, all is eager until this is called
+        again; only what is written into `Tensor.data` nobody notices.
         """
-        if self._encoder is not None and self.head == "eager" and self._scripted is None:
+        made = self._scripted is not None and self._scripted.fits_now()
+        if self._encoder is not None and self.head == "eager" and not made:
             with self._alone():
                 self._scripted = scripted(self._encoder, self.row_multiple)
         return self._scripted is not None

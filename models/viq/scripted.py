@@ -122,7 +122,7 @@ class _Made:
     """The modules and weights of a network, which a program made of it goes on using when they are replaced.
 
     Hooks are a matter, too: the program would not call them. Weights that change in place are none, unless they are to
-    stay `unchanged`. (Torch counts changes, but for those through `Tensor.data`.)
+    stay `unchanged`: of that, torch counts what is not written into `Tensor.data`.
     """
 
     def __init__(self, network: nn.Module, *, unchanged: bool) -> None:
@@ -140,8 +140,9 @@ class _Made:
         same = not any(self._hooks) and all(map(is_, [get(name) for get, name in self._ask], self._held))
         return same and self._changes_now() == self._changes
 
-    def _changes_now(self) -> list[int]:
-        return [weight._version for weight in self._counted]
+    def _changes_now(self) -> list[tuple[int, int]]:
+        # `Module.to` and the like give a parameter other memory, which counts as no change.
+        return [(weight.data_ptr(), weight._version) for weight in self._counted]
 
 
 class _Graph(nn.Module):

@@ -16,6 +16,7 @@ from grpc_reflection.v1alpha.reflection_pb2_grpc import ServerReflectionStub
 
 from viq_serving.pb import viq_pb2 as pb
 from viq_serving.pb.viq_pb2_grpc import ViQStub
+from viq_serving.rpc.envelope import _how_cancelled
 
 if TYPE_CHECKING:
     from tests.rpc.conftest import Door, Stuck
@@ -72,6 +73,28 @@ def test_a_deadline_that_passes_ends_the_work_and_is_counted(
         door.until(lambda: counted(door, "deadline_exceeded") + counted(door, "cancelled") == 1)
         assert counted(door, "deadline_exceeded") == 1
         assert stuck.cancelled == 1
+
+
+@pytest.mark.parametrize(
+    ("seconds", "left", "outcome"),
+    [
+        (100.0, 1.0, "deadline_exceeded"),  # 100.001 s are sent as 101
+        (1.92, 0.08, "deadline_exceeded"),  # the request was on its way
+        (2.0, 0.0, "deadline_exceeded"),
+        (1.5, 0.5, "cancelled"),
+        (0.01, 0.04, "cancelled"),
+        (5.0, None, "cancelled"),
+    ],
+)
+def test_who_leaves_about_the_deadline_is_taken_to_have_kept_it(
+    seconds: float, left: float | None, outcome: str
+) -> None:
+    class Left:
+        def time_remaining(self) -> float | None:
+            return left
+
+    context: Any = Left()
+    assert _how_cancelled(context, seconds) == outcome
 
 
 def test_a_client_that_cancels_well_before_its_deadline_is_counted_as_one_that_cancels(

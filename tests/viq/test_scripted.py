@@ -161,6 +161,11 @@ def test_weights_laid_out_are_left_once_those_of_the_network_change(nano: ViQ, m
     without_eager(nano, monkeypatch)
     with pytest.raises(AssertionError, match="computed eagerly"):
         nano.encode_pixels(IMAGES[:1])
+    monkeypatch.undo()
+    expected = nano.encode_pixels(IMAGES)
+    assert nano.script_small_packs()  # once more, with the weights as they are now
+    without_eager(nano, monkeypatch)
+    assert nano.encode_pixels(IMAGES) == expected
 
 
 def test_a_network_made_without_counts_of_changes_is_scripted_too(eager: ViQ) -> None:
@@ -212,6 +217,15 @@ def weights_stepped(model: ViQ) -> None:
             weight.mul_(1.5)
 
 
+def weights_narrowed_and_widened(model: ViQ) -> None:
+    model.encoder.bfloat16().float()
+
+
+def weights_given_as_a_vector(model: ViQ) -> None:
+    weights = list(model.encoder.parameters())
+    nn.utils.vector_to_parameters(nn.utils.parameters_to_vector(weights).detach() * 1.5, weights)
+
+
 def module_replaced(model: ViQ) -> None:
     model.encoder.mix = copy.deepcopy(model.encoder.mix)
     with torch.no_grad():
@@ -223,7 +237,17 @@ def hook_added(model: ViQ) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [weights_assigned, weights_copied, weights_stepped, module_replaced, hook_added], ids=lambda f: f.__name__
+    "change",
+    [
+        weights_assigned,
+        weights_copied,
+        weights_stepped,
+        weights_narrowed_and_widened,
+        weights_given_as_a_vector,
+        module_replaced,
+        hook_added,
+    ],
+    ids=lambda f: f.__name__,
 )
 def test_what_changes_in_the_network_changes_its_codes_in_small_packs_too(
     nano: ViQ, change: Callable[[ViQ], None]

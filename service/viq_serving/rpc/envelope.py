@@ -45,7 +45,7 @@ _COUNTED[_OIP + "ModelInfer"] = "unknown"  # until it is known which
 
 _WATCHES = 1024
 _OF_STREAMS = 0.75  # of the bytes of all requests: streams wait for room, the others are refused where there is none
-_EARLY_S, _ROUNDED = 0.1, 0.01  # by how much a client may be ahead of its deadline here, and as a share of its timeout
+_EARLY_S, _EARLY, _ROUNDED = 0.1, 0.1, 0.01  # a client may be ahead by so much, a part of its timeout, and this one
 _PARTING_S = 1.0  # for a watch to say what it has to once the service stops
 
 
@@ -265,6 +265,7 @@ def _how_cancelled(context: Context, seconds: float) -> str:
     clients round the time they send up (grpc's C core keeps three digits).
     """
     left = context.time_remaining()
-    if left is None or left > _EARLY_S + _ROUNDED * (seconds + left):
+    if left is None:
         return "cancelled"
-    return "deadline_exceeded"
+    timeout = seconds + left
+    return "cancelled" if left > min(_EARLY_S, _EARLY * timeout) + _ROUNDED * timeout else "deadline_exceeded"
