@@ -15,6 +15,7 @@ from threading import Lock
 from typing import Any, TypeVar
 
 from viq_serving.errors import NotReady
+from viq_serving.turns import wait_for_turns
 from viq_serving.types import Priority
 
 T = TypeVar("T")
@@ -31,7 +32,7 @@ class Pool:
 
     def __init__(self) -> None:
         self._threads = max(2, os.cpu_count() or 1)
-        self._executor = ThreadPoolExecutor(self._threads, thread_name_prefix="viq-images")
+        self._executor = ThreadPoolExecutor(self._threads, thread_name_prefix="viq-images", initializer=wait_for_turns)
         self._waiting: dict[Priority, deque[_Work]] = {"interactive": deque(), "bulk": deque()}
         self._running, self._bulk, self._most_bulk, self._lock = 0, 0, self._threads - 1, Lock()
         self._before_bulk = 0  # taken while bulk waits and has no thread

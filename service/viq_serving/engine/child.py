@@ -131,8 +131,10 @@ _MEMORY = "out_of_memory"
 _PROGRAM = f"""
 from viq_serving.heap import keep_freed_memory
 from viq_serving.openmp import spin_briefly
+from viq_serving.turns import wait_for_turns
 spin_briefly()
 keep_freed_memory()
+wait_for_turns()
 from {__name__} import main
 main()
 """

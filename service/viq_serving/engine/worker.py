@@ -25,6 +25,7 @@ from viq_serving.engine.warmup import PROBE_SIDE, forwards
 from viq_serving.engine.work import Batch, Entry
 from viq_serving.errors import Internal, ViQError
 from viq_serving.openmp import share_threads
+from viq_serving.turns import wait_for_turns
 
 if TYPE_CHECKING:
     from viq_serving.engine.child import Model
@@ -130,6 +131,8 @@ class Worker:
         try:
             if self.on_cuda:
                 torch.cuda.set_device(torch.device(self.device).index or 0)
+            else:
+                wait_for_turns()
             while True:
                 batch = self._desk.take(self, wait=not flights)
                 if batch is None and not flights:
