@@ -3,9 +3,9 @@
     python bench/interrupting.py --out bench/results/interrupting.json
 
 One server on its default settings, whose threads change their scheduling policy in turns: what Linux gives by
-default, and `SCHED_BATCH` for all but the event loop's, which is how `viq serve` has it on CPUs. Pictures by REST
-from `viq bench`: callers who wait for their answers, then arrivals at a rate. Medians of the rounds; context switches
-are the whole machine's.
+default, and `SCHED_BATCH` for all but the event loop's; `viq serve` gives it to those that compute on CPUs and those
+that decode, which are nearly all. Pictures by REST from `viq bench`: callers who wait for their answers, then arrivals
+at a rate. Medians of the rounds; context switches are the whole machine's, the client's start among them.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import statistics
 import subprocess
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,8 @@ def choose(running: Running, policy: int) -> None:
     """Give every thread of the server but its first, the event loop's, this policy."""
     for thread in Path(f"/proc/{running.pid}/task").iterdir():
         if thread.name != str(running.pid):
-            os.sched_setscheduler(int(thread.name), policy, os.sched_param(0))
+            with suppress(ProcessLookupError):  # it has ended meanwhile
+                os.sched_setscheduler(int(thread.name), policy, os.sched_param(0))
 
 
 def switches() -> int:
@@ -82,6 +84,7 @@ def main() -> None:
     args = parser.parse_args()
     rows: list[dict[str, Any]] = []
     with server("--max-queue-age-s", "600") as running:
+        load(running, "thumbnails", ["--in-flight", str(args.callers)], 1.0)  # threads that decode begin with that
         for mix, rate in zip(args.mixes, args.rates, strict=True):
             for how in (["--in-flight", str(args.callers)], ["--rate", str(rate)]):
                 ways = compared(running, mix, how, args.rounds, args.seconds)

@@ -1,9 +1,10 @@
-"""Whether a thread waits for its turn on a processor, or takes it at once from one that computes.
+"""Whether a thread waits for its turn on a processor, or takes it from one that computes.
 
-By default Linux does the latter as soon as there is something to do for a thread that has slept. What was in that
-processor's cache is then fetched anew, and where all of them compute that costs more than it gains
-(`bench/interrupting.py`). So threads that compute, decode or encode wait until a processor is free or theirs in turn.
-The event loop does not: beside a flood of requests, those it could not refuse in time would wait at its door.
+By default Linux often does the latter as soon as there is something to do for a thread that has slept. What was in
+that processor's cache is then fetched anew, and where all of them compute that costs more than it gains
+(`bench/interrupting.py`). So a server's threads that compute on CPUs, decode or encode wait until a processor is free
+or theirs in turn. Its event loop does not: beside a flood of requests, those it could not refuse in time would wait at
+its door. In extractions it made no difference.
 """
 
 from __future__ import annotations
