@@ -4,6 +4,8 @@
 
 Every row, mix and round is written as soon as it is measured; what the file already holds is not measured again, so
 the command can be stopped and run anew, or be given some rows at a time (`--minutes` ends it between two of them).
+On a machine whose speed changes from minute to minute, `--together` has the named servers up all at once and asks one
+after the other for the same mix, there and back, so that what is compared was measured within seconds.
 `make peers` makes the environments first and the table (`table.py`) afterwards.
 """
 
@@ -17,7 +19,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from io import BytesIO
@@ -54,6 +56,15 @@ MIXES = {
 
 READY_S, ANSWER_S = 180.0, 10.0
 _LONGEST = 600
+
+
+@dataclass(frozen=True)
+class Up:
+    """A server that answers, and the arguments that point `viq bench` at it."""
+
+    row: Row
+    asked: list[str]
+    pid: int
 
 
 @dataclass(frozen=True)
@@ -254,10 +265,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin nothing after so long")
     parser.add_argument("--longer", type=float, default=1.0, help="times the usual seconds of each measurement")
+    parser.add_argument(
+        "--together", action="store_true", help="servers only: all are up at once, in turns for each mix"
+    )
     parser.add_argument("--weights-root", default="", help="default: the packaged nano")
     parser.add_argument("--size", default="")
     args = parser.parse_args()
     load = Load(longer=args.longer)
+    loops = [name for name in args.rows if name in ROWS and ROWS[name].kind == "loop"]
+    if args.together and loops:
+        parser.error(f"--together is for servers, not for {', '.join(loops)}: name servers with --rows")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     adopt_orphans()
     results, end = Results(args.out, load, args.weights_root), monotonic() + 60 * args.minutes
@@ -266,6 +283,9 @@ def main() -> None:
         run = Run(results, load, env, reference, Path(scratch), args.weights_root, args.size, end)
         for mix in args.mixes:
             run.base(mix)
+        if args.together:
+            run.together(rows, args.mixes, args.rounds)
+            return
         for number in range(1, args.rounds + 1):
             for row in rows:
                 run.row(row, args.mixes, number)
@@ -303,26 +323,45 @@ class Run:
                     folder = pictures(mix, self._load, self._scratch / mix.replace("/", "_"))
                     self._keep(row, mix, number, lambda m=mix, f=folder: loop(row, m, self._load, self._env, f))
             return
-        log = self._scratch / "server.log"
-        begin = start(row, self._weights, self._size, self._scratch)
-        self._results.all["versions"][row.kind] = (
-            versions(row.kind) if row.is_peer else {"viq-serving": version("viq-serving")}
-        )
-        with group(begin.command, env=begin.env, cwd=begin.cwd, log=log) as leader:
+        with ExitStack() as stack:
             try:
-                ready(begin.ready, leader, log)
+                up = self._up(row, stack)
             except RuntimeError as error:
                 for mix in left:
                     self._results.fail(row, mix, str(error))
                 return
             for mix in left:
-                if monotonic() > self._end or mix not in self._results.all["rates"]:
-                    continue
-                rate = self._results.all["rates"][mix]
-                self._keep(
-                    row, mix, number,
-                    lambda m=mix, r=rate: served(row, m, self._load, begin.asked, leader.pid, r, self._scratch),
-                )  # fmt: skip
+                self._ask(up, mix, number)
+
+    def together(self, rows: list[Row], mixes: list[str], rounds: int) -> None:
+        """Measure servers that are all up at once: mix by mix one after the other, every second round backwards."""
+        self._results.all["together"] = [row.name for row in rows]
+        with ExitStack() as stack:
+            up = [self._up(row, stack, place) for place, row in enumerate(rows)]
+            for number in range(1, rounds + 1):
+                for mix in mixes:
+                    for one in up if number % 2 else reversed(up):
+                        if not self._results.has(one.row, mix, number):
+                            self._ask(one, mix, number)
+
+    def _up(self, row: Row, stack: ExitStack, place: int = 0) -> Up:
+        """Start a server, which ends with `stack`; raises `RuntimeError` if it does not become ready."""
+        scratch = self._scratch / str(place)
+        scratch.mkdir(exist_ok=True)
+        begin, log = start(row, self._weights, self._size, scratch, place), scratch / "server.log"
+        self._results.all["versions"][row.kind] = (
+            versions(row.kind) if row.is_peer else {"viq-serving": version("viq-serving")}
+        )
+        leader = stack.enter_context(group(begin.command, env=begin.env, cwd=begin.cwd, log=log))
+        ready(begin.ready, leader, log)
+        return Up(row, begin.asked, leader.pid)
+
+    def _ask(self, up: Up, mix: str, number: int) -> None:
+        rate = self._results.all["rates"].get(mix)
+        if rate is not None and monotonic() <= self._end:
+            self._keep(
+                up.row, mix, number, lambda: served(up.row, mix, self._load, up.asked, up.pid, rate, self._scratch)
+            )
 
     def _keep(self, row: Row, mix: str, number: int, measure: Any) -> None:
         before = self._reference.ms()

@@ -26,7 +26,7 @@ from zipfile import ZipFile
 from environments import folder, versions
 from measure import VIQ, machine, ready
 from processes import adopt_orphans, group
-from rows import GRPC_PORT, ROWS, VARIANTS, start
+from rows import ROWS, VARIANTS, Ports, start
 
 VERSION, NEEDED_GLIBC = "2.60.0", (2, 38)
 TOOLS = folder("perf_analyzer")
@@ -79,7 +79,7 @@ def question(picture: bytes, path: Path) -> Path:
 def asked(analyzer: list[str], data: Path, callers: int, seconds: float, out: Path) -> dict[str, float]:
     """perf_analyzer's own figures: of three windows, which on a machine that others share are seldom within a tenth."""
     command = [
-        *analyzer, "-m", "viq-encode", "-u", f"127.0.0.1:{GRPC_PORT}", "-i", "grpc", "--input-data", str(data),
+        *analyzer, "-m", "viq-encode", "-u", f"127.0.0.1:{Ports().grpc}", "-i", "grpc", "--input-data", str(data),
         "--concurrency-range", str(callers), "--measurement-interval", str(int(1000 * seconds)),
         "--stability-percentage", "100", "--max-trials", "10", "--percentile", "99", "-f", str(out),
     ]  # fmt: skip

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from environments import CHECKOUT, HERE, folder, python
 
-HTTP_PORT, GRPC_PORT, METRICS_PORT = 18_400, 18_401, 18_402
 BATCH = 8
 
 
@@ -90,6 +89,28 @@ VARIANTS = {
 
 
 @dataclass(frozen=True)
+class Ports:
+    """Where the server at a `place` listens: the peers' command lines want them named beforehand."""
+
+    place: int = 0
+
+    @property
+    def http(self) -> int:
+        """Of HTTP."""
+        return 18_400 + 10 * self.place
+
+    @property
+    def grpc(self) -> int:
+        """Of gRPC."""
+        return self.http + 1
+
+    @property
+    def metrics(self) -> int:
+        """Of Triton's metrics."""
+        return self.http + 2
+
+
+@dataclass(frozen=True)
 class Start:
     """How to start a server, and where it answers."""
 
@@ -100,35 +121,36 @@ class Start:
     asked: list[str]
 
 
-def start(row: Row, weights: str, size: str, scratch: Path) -> Start:
-    """The command of a server, and the arguments that point `viq bench` at it."""
-    env = _environment(row, weights, size)
-    http, grpc = f"http://127.0.0.1:{HTTP_PORT}", f"127.0.0.1:{GRPC_PORT}"
+def start(row: Row, weights: str, size: str, scratch: Path, place: int = 0) -> Start:
+    """The command of a server, and the arguments that point `viq bench` at it; one `place` each for servers at once."""
+    ports = Ports(place)
+    env = _environment(row, weights, size, ports)
+    http, grpc = f"http://127.0.0.1:{ports.http}", f"127.0.0.1:{ports.grpc}"
     if row.kind == "ours":
         flags = ["--weights-root", weights] if weights else []
         flags += ["--size", size] if size else []
         # The others wait for ever: nothing is to be refused for its age here.
         flags += ["--drain-delay", "0", "--max-queue-age-s", "600", "--log-level", "warning", *row.flags]
         viq = str(Path(sys.executable).with_name("viq"))
-        ports = ["--http-port", str(HTTP_PORT), "--grpc-port", str(GRPC_PORT)]
+        bound = ["--http-port", str(ports.http), "--grpc-port", str(ports.grpc)]
         asked = ["--model", "viq-encode"] if row.door.startswith("oip") else []
         return Start(
-            [viq, "serve", *ports, *flags], env, CHECKOUT, f"{http}/readyz", ["--url", http, "--grpc", grpc, *asked]
+            [viq, "serve", *bound, *flags], env, CHECKOUT, f"{http}/readyz", ["--url", http, "--grpc", grpc, *asked]
         )
     if row.kind == "triton":
-        command = _triton(row, scratch)
+        command = _triton(row, scratch, ports)
         asked = ["--grpc", grpc, "--url", http, "--model", "viq-encode", "--oip-shape", "1,1"]
         return Start(command, _triton_environment(env), scratch, f"{http}/v2/health/ready", asked)
     asked = ["--url", f"{http}/encode", "--reply", "octet"]
     server = HERE / "servers" / f"behind_{row.kind}.py"
     command = [str(python(row.kind)), str(server)]
     if row.kind == "bentoml":
-        bind = ["--host", "127.0.0.1", "--port", str(HTTP_PORT), "--working-dir", str(server.parent)]
+        bind = ["--host", "127.0.0.1", "--port", str(ports.http), "--working-dir", str(server.parent)]
         command = [str(folder(row.kind) / "bin" / "bentoml"), "serve", f"{server.stem}:Door", *bind]
     return Start(command, env, scratch, f"{http}/encode", asked)
 
 
-def _environment(row: Row, weights: str, size: str) -> dict[str, str]:
+def _environment(row: Row, weights: str, size: str, ports: Ports) -> dict[str, str]:
     """The variables of a server's processes; nobody reports to anybody, and all temporary files are the run's own."""
     dropped = ("VIQ_", "PEER_", "OMP_", "GOMP_", "MKL_", "PYTHONPATH")
     env = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
@@ -136,7 +158,7 @@ def _environment(row: Row, weights: str, size: str) -> dict[str, str]:
         return env
     env |= {
         "PEER_WORKERS": str(row.workers), "PEER_THREADS": str(row.threads), "PEER_BATCH": str(BATCH),
-        "PEER_PORT": str(HTTP_PORT), "PEER_WEIGHTS": weights, "PEER_SIZE": size,
+        "PEER_PORT": str(ports.http), "PEER_WEIGHTS": weights, "PEER_SIZE": size,
         "PEER_SCRIPTED": str(int(row.scripted)),
         "OMP_NUM_THREADS": str(row.threads),
         "PYTHONPATH": os.pathsep.join(str(CHECKOUT / part) for part in ("models", "service", "loadtest/peers")),
@@ -150,7 +172,7 @@ def _environment(row: Row, weights: str, size: str) -> dict[str, str]:
     return env
 
 
-def _triton(row: Row, scratch: Path) -> list[str]:
+def _triton(row: Row, scratch: Path, ports: Ports) -> list[str]:
     """The raw `tritonserver` of the wheel on a model repository written to `scratch`."""
     wheel = next((folder("triton") / "lib").glob("python3*/site-packages/pytriton/tritonserver"))
     repository, backends = scratch / "repository", scratch / "backends"
@@ -168,7 +190,7 @@ def _triton(row: Row, scratch: Path) -> list[str]:
         str(wheel / "bin" / "tritonserver"), "--exit-timeout-secs", "5",
         "--model-repository", str(repository), "--backend-directory", str(backends),
         "--http-address", "127.0.0.1", "--grpc-address", "127.0.0.1", "--metrics-address", "127.0.0.1",
-        "--http-port", str(HTTP_PORT), "--grpc-port", str(GRPC_PORT), "--metrics-port", str(METRICS_PORT),
+        "--http-port", str(ports.http), "--grpc-port", str(ports.grpc), "--metrics-port", str(ports.metrics),
     ]  # fmt: skip
 
 

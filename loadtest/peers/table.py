@@ -16,7 +16,7 @@ from typing import Any
 
 Result = dict[str, Any]
 HEAD = (
-    "| | workers × threads | images/s | of the bare model | p50, p99 ms, {callers} callers "
+    "| | workers × threads | images/s counted | by latency | of the bare model | p50, p99 ms, {callers} callers "
     "| p50, p99 ms at {rate:.3g}/s | not answered | codes equal | peak memory MB |"
 )
 
@@ -36,6 +36,7 @@ def main() -> None:
 def table(results: Result) -> str:
     """All of it: a section a mix."""
     machine, load, versions = results["machine"], results["load"], results["versions"]
+    together = results.get("together", [])
     named = sorted({f"{name} {version}" for of in versions.values() for name, version in of.items()})
     lines = [
         "# The same network behind other servers",
@@ -44,13 +45,16 @@ def table(results: Result) -> str:
         f"{load['pictures']} pictures a mix from seed {load['seed']}; {load['callers']} callers who wait for their "
         f"answers, then Poisson arrivals at {load['share']:.0%} of what the per-image loop computes of "
         "that mix, the same for every row. Medians of the rounds. Memory is resident memory summed over all "
-        "processes of a server. A loop has one caller, who waits for one image (or one batch).",
+        "processes of a server. A loop has one caller, who waits for one image (or one batch). Answers counted in a "
+        "few seconds depend on where whole batches fall in them; by latency, the callers divided by their mean "
+        "latency (Little's law), they do not: that is compared with the bare model."
+        + (f" All up at once, in turns for each mix: {', '.join(together)}." if together else ""),
         "",
     ]
     for mix, rate in results["rates"].items():
         rows = {name: of[mix] for name, of in results["rows"].items() if mix in of}
-        bare = middle(rows["bare model"], images_per_s)
-        lines += [f"## {mix}", "", HEAD.format(callers=load["callers"], rate=rate), "|" + "---|" * 9]
+        bare = middle(rows["bare model"], by_latency)
+        lines += [f"## {mix}", "", HEAD.format(callers=load["callers"], rate=rate), "|" + "---|" * 10]
         lines += [line(name, list(of.values()), bare, results["digests"][mix]) for name, of in rows.items()]
         failed = {name: of[mix] for name, of in results.get("failed", {}).items() if mix in of}
         lines += [_failed(name, why, rows) for name, why in failed.items()]
@@ -61,12 +65,12 @@ def table(results: Result) -> str:
 def line(name: str, rounds: Sequence[Result], bare: float, codes: Result) -> str:
     """One row of one mix."""
     first, opened = rounds[0], [one["open"] for one in rounds if "open" in one]
-    rate = statistics.median(map(images_per_s, rounds))
+    counted, steady = (statistics.median(map(rate, rounds)) for rate in (images_per_s, by_latency))
     cells = [
         name,
         f"{first['workers']} × {first['threads']}" if first["workers"] else "its default",
-        f"{rate:.2f}" if rate < 100 else f"{rate:.0f}",
-        f"{rate / bare:.2f}",
+        *(f"{rate:.2f}" if rate < 100 else f"{rate:.0f}" for rate in (counted, steady)),
+        f"{steady / bare:.2f}",
         _latencies([one["closed"]["latency_ms"] for one in rounds]),
         _latencies([one["latency_ms"] for one in opened]) if opened else "–",
         f"{sum(map(unanswered, rounds))}" if opened else "–",
@@ -79,13 +83,26 @@ def line(name: str, rounds: Sequence[Result], bare: float, codes: Result) -> str
 def _failed(name: str, why: str, rows: Container[str]) -> str:
     """A row without a result, or one of whose rounds failed, with the reason."""
     told = " ".join(why.replace("|", "/").split())
-    return f"| {name}{', one round' if name in rows else ''} | failed: {told[:200]} |" + " – |" * 7
+    return f"| {name}{', one round' if name in rows else ''} | failed: {told[:200]} |" + " – |" * 8
 
 
 def images_per_s(result: Result) -> float:
     """Throughput of the closed loop, or of a loop without a server."""
     closed = result["closed"]
     return float(closed["images_per_s"] if "images_per_s" in closed else closed["achieved"]["images_per_s"])
+
+
+def by_latency(result: Result) -> float:
+    """Throughput of callers who ask again at once, by Little's law: their number divided by the mean latency.
+
+    A server that answers eight at a time answers in steps, and those counted in a few seconds depend on where the
+    steps fall in them: at 512² the sixteen callers' first two batches end just as the warm-up does. A loop without
+    a server has one caller and says how many it computed.
+    """
+    closed = result["closed"]
+    if "in_flight" not in closed:
+        return images_per_s(result)
+    return 1000 * float(closed["in_flight"] / closed["latency_ms"]["mean"])
 
 
 def unanswered(result: Result) -> int:

@@ -68,7 +68,8 @@ def test_a_server_is_ended_with_children_that_ignore_it_and_lead_sessions_of_the
 
 def result(digest: str, rate: float, errors: int = 0) -> dict[str, object]:
     closed = {
-        "achieved": {"images_per_s": rate}, "latency_ms": {"p50": 100.0, "p99": 200.0},
+        "achieved": {"images_per_s": rate}, "latency_ms": {"p50": 100.0, "p99": 200.0, "mean": 20_000.0 / rate},
+        "in_flight": 16,
         "errors": {"500": errors} if errors else {}, "rejects": {"count": 0},
         "codes": {"digest": digest, "pictures": 24, "unstable": 0},
     }  # fmt: skip
@@ -95,10 +96,37 @@ def test_the_table_says_of_every_row_whether_codes_are_equal_and_what_was_not_an
     path.write_text(json.dumps(results))
     table = run("import table; table.main()", str(path))
     rows = {line.split("|")[1].strip(): line for line in table.splitlines() if line.startswith("| ")}
-    assert "| 11.00 | 1.10 | 100, 200 | 100, 200 | 0 | yes | 1024 |" in rows["mosec"]
-    assert "| 5.00 | 0.50 | 100, 200 | 100, 200 | 6 | **no** | 1024 |" in rows["other"]
+    assert "| 11.00 | 8.80 | 0.88 | 100, 200 | 100, 200 | 0 | yes | 1024 |" in rows["mosec"]
+    assert "| 5.00 | 4.00 | 0.40 | 100, 200 | 100, 200 | 6 | **no** | 1024 |" in rows["other"]
     assert rows["Triton"].startswith("| Triton | failed: not ready: no / such file |")
     assert rows["Triton"].count("|") == rows["other"].count("|")
+
+
+PLACES = """
+import pathlib
+from rows import ROWS, Ports, start
+names = ["mosec", "viq serve, REST", "viq serve, gRPC"]
+begun = [start(ROWS[name], "", "", pathlib.Path("."), place) for place, name in enumerate(names)]
+print([Ports(place).http for place in range(3)], [one.ready for one in begun], begun[0].env["PEER_PORT"])
+"""
+
+
+def test_servers_that_are_up_together_have_ports_of_their_own() -> None:
+    shown = run(PLACES).strip()
+    ports = [18400, 18410, 18420]
+    ready = [
+        f"http://127.0.0.1:{port}/{path}" for port, path in zip(ports, ("encode", "readyz", "readyz"), strict=True)
+    ]
+    assert shown == f"{ports} {ready} 18400"
+
+
+def test_what_has_no_server_cannot_be_up_beside_servers(tmp_path: Path) -> None:
+    asked = ["--together", "--rows", "bare model", "mosec", "--out", str(tmp_path / "results.json")]
+    done = subprocess.run(
+        [sys.executable, "measure.py", *asked], cwd=PEERS, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 2
+    assert "--together is for servers, not for bare model" in done.stderr
 
 
 FAILS = """
