@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from time import monotonic
 
 import pytest
@@ -53,6 +54,40 @@ def test_a_departed_caller_leaves_no_hole_and_its_waiting_work_is_not_done(ask: 
         assert [type(result) for result in results[::2]] == [asyncio.CancelledError] * 4
         assert [codes_of(one) for one in results[1::2]] == [alone(nano, file) for file in files[::2]]
         assert faulty.batches == [1, 3]
+        assert tokenizer._engine.admission.patches == 0
+
+    ask(question)
+
+
+def test_who_departs_while_a_batch_is_put_together_does_not_fail_it(
+    ask: Ask, nano: ViQ, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def question(tokenizer: Tokenizer, faulty: Faulty) -> None:
+        gate = faulty.fault = Gate()
+        first = asyncio.create_task(tokenizer.encode([image()], tokenizer.model()))
+        await asyncio.to_thread(gate.entered.wait, 60)
+        files = [image(16, shade=shade) for shade in range(3)]
+        requests = [asyncio.create_task(tokenizer.encode([file], tokenizer.model())) for file in files]
+        await until(lambda: waiting(tokenizer) == 3)
+        engine, begun, go_on = tokenizer._engine, threading.Event(), threading.Event()
+        company = engine.company
+
+        def asked_late() -> int:  # by the device's thread, which has seen that all three are wanted
+            begun.set()
+            assert go_on.wait(60)
+            return company()
+
+        monkeypatch.setattr(engine, "company", asked_late)
+        gate.open()
+        await asyncio.to_thread(begun.wait, 60)
+        requests[1].cancel()
+        await until(requests[1].done)
+        go_on.set()
+        _, *results = await asyncio.gather(first, *requests, return_exceptions=True)
+        assert isinstance(results[1], asyncio.CancelledError)
+        assert [codes_of(one) for one in results[::2]] == [alone(nano, file) for file in files[::2]]
+        assert faulty.batches == [1, 3]
+        assert "failed" not in caplog.text
         assert tokenizer._engine.admission.patches == 0
 
     ask(question)

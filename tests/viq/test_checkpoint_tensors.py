@@ -190,6 +190,7 @@ def odd_tensors() -> dict[str, Tensor]:
 
 
 @every_file
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks:UserWarning")  # torch 2.11, of any sparse tensor in a file
 @pytest.mark.parametrize("kind", odd_tensors())
 def test_a_tensor_that_is_not_plain_floats_is_named(write: Write, stem: str, kind: str) -> None:
     name = {ENCODER: "patch_embed.proj.bias", EMBEDDER: "_bias", DRAWER: "vae_preprocess_layers.1.bias"}[stem]

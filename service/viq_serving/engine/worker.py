@@ -9,7 +9,7 @@ import logging
 import threading
 import traceback
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from time import monotonic
@@ -150,10 +150,10 @@ class Worker:
 
     def _launch(self, batch: Batch) -> _Flight:
         self.busy_since = self.busy_since or monotonic()
-        entries, begun = [entry for entry in batch.entries if entry.alive], monotonic()
-        if not entries:
+        wanted, begun = _wanted(batch.entries), monotonic()
+        if not wanted:
             return _Flight(batch, [], begun, Launched(0.0, list))
-        return _Flight(batch, entries, begun, _tried(partial(self._forward, entries)))
+        return _Flight(batch, list(wanted), begun, _tried(partial(self._forward, wanted)))
 
     def _land(self, flight: _Flight) -> None:
         """Wait for a batch and answer its entries; if it failed, find out which entry is to blame."""
@@ -185,13 +185,15 @@ class Worker:
             log.error("a batch of %d images failed: trying them one by one", len(entries), exc_info=error)
             parts = [[entry] for entry in entries]
         for part in parts:
-            self._again([entry for entry in part if entry.alive])
+            self._again(part)
 
-    def _again(self, entries: list[Entry]) -> None:
-        if not entries:
+    def _again(self, part: list[Entry]) -> None:
+        wanted = _wanted(part)
+        if not wanted:
             return
+        entries = list(wanted)
         begun = self.busy_since = monotonic()  # each try is progress
-        done = _tried(lambda: _results(self._forward(entries), len(entries)))
+        done = _tried(lambda: _results(self._forward(wanted), len(wanted)))
         if isinstance(done, Exception):
             self._recover(entries, done)
         else:
@@ -218,17 +220,25 @@ class Worker:
         except Exception as broken:
             raise RuntimeError("the device fails also with a plain grey image") from broken
 
-    def _forward(self, entries: Sequence[Entry]) -> Launched[Any]:
-        return self._fresh.do(lambda: self._launched(entries))
+    def _forward(self, wanted: Mapping[Entry, object]) -> Launched[Any]:
+        return self._fresh.do(lambda: self._launched(wanted))
 
-    def _launched(self, entries: Sequence[Entry]) -> Launched[Any]:
-        method, size = entries[0].flow.kind
-        small = sum(entry.cost for entry in entries) <= _ONE_THREAD_COST
+    def _launched(self, wanted: Mapping[Entry, object]) -> Launched[Any]:
+        method, size = next(iter(wanted)).flow.kind
+        small = sum(entry.cost for entry in wanted) <= _ONE_THREAD_COST
         # Replicas on a CPU share its processors; one that has been alone for a second has them all.
         share_threads(1 if small else self._threads, self._desk.company())
-        model, work = self.models[size], [entry.work for entry in entries]
-        launch: Callable[[Sequence[Any]], Launched[Any]] = getattr(model, f"launch_{method}")
-        return launch(work)
+        launch: Callable[[Sequence[Any]], Launched[Any]] = getattr(self.models[size], f"launch_{method}")
+        return launch(list(wanted.values()))
+
+
+def _wanted(entries: Iterable[Entry]) -> dict[Entry, object]:
+    """The entries that somebody waits for, with their work, which each loses as soon as its request is withdrawn.
+
+    That can be at any moment, so what was looked at is kept: one that went in between would fail the whole batch.
+    """
+    held = {entry: entry.work for entry in entries if entry.alive}
+    return {entry: work for entry, work in held.items() if work is not None}
 
 
 def _results(launched: Launched[Any] | None, count: int) -> _Done:
