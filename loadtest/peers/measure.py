@@ -5,7 +5,7 @@
 Every row, mix and round is written as soon as it is measured; what the file already holds is not measured again, so
 the command can be stopped and run anew, or be given some rows at a time (`--minutes` ends it between two of them).
 On a machine whose speed changes from minute to minute, `--together` has the named servers up all at once and asks one
-after the other for the same mix, there and back, so that what is compared was measured within seconds.
+after the other for the same mix, there and back, so that what is compared was measured within a minute or two.
 `make peers` makes the environments first and the table (`table.py`) afterwards.
 """
 
@@ -18,7 +18,7 @@ import platform
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -335,14 +335,23 @@ class Run:
 
     def together(self, rows: list[Row], mixes: list[str], rounds: int) -> None:
         """Measure servers that are all up at once: mix by mix one after the other, every second round backwards."""
-        self._results.all["together"] = [row.name for row in rows]
+        numbers = range(1, rounds + 1)
+        done = all(self._results.has(row, mix, number) for row in rows for mix in mixes for number in numbers)
+        if done or monotonic() > self._end:
+            return
         with ExitStack() as stack:
-            up = [self._up(row, stack, place) for place, row in enumerate(rows)]
-            for number in range(1, rounds + 1):
+            up = list[Up]()
+            for place, row in enumerate(rows):
+                try:
+                    up.append(self._up(row, stack, place))
+                except RuntimeError as error:
+                    raise SystemExit(f"{row.name}, which was to be up together with others: {error}") from error
+            beside = [one.row.name for one in up]
+            for number in numbers:
                 for mix in mixes:
                     for one in up if number % 2 else reversed(up):
                         if not self._results.has(one.row, mix, number):
-                            self._ask(one, mix, number)
+                            self._ask(one, mix, number, beside)
 
     def _up(self, row: Row, stack: ExitStack, place: int = 0) -> Up:
         """Start a server, which ends with `stack`; raises `RuntimeError` if it does not become ready."""
@@ -356,12 +365,16 @@ class Run:
         ready(begin.ready, leader, log)
         return Up(row, begin.asked, leader.pid)
 
-    def _ask(self, up: Up, mix: str, number: int) -> None:
+    def _ask(self, up: Up, mix: str, number: int, beside: Sequence[str] = ()) -> None:
         rate = self._results.all["rates"].get(mix)
-        if rate is not None and monotonic() <= self._end:
-            self._keep(
-                up.row, mix, number, lambda: served(up.row, mix, self._load, up.asked, up.pid, rate, self._scratch)
-            )
+        if rate is None or monotonic() > self._end:
+            return
+
+        def measure() -> dict[str, Any]:
+            result = served(up.row, mix, self._load, up.asked, up.pid, rate, self._scratch)
+            return {**result, "beside": list(beside)} if beside else result
+
+        self._keep(up.row, mix, number, measure)
 
     def _keep(self, row: Row, mix: str, number: int, measure: Any) -> None:
         before = self._reference.ms()

@@ -36,7 +36,8 @@ def main() -> None:
 def table(results: Result) -> str:
     """All of it: a section a mix."""
     machine, load, versions = results["machine"], results["load"], results["versions"]
-    together = results.get("together", [])
+    measured = [one for of in results["rows"].values() for rounds in of.values() for one in rounds.values()]
+    together = dict.fromkeys(name for one in measured for name in one.get("beside", []))
     named = sorted({f"{name} {version}" for of in versions.values() for name, version in of.items()})
     lines = [
         "# The same network behind other servers",
@@ -48,7 +49,12 @@ def table(results: Result) -> str:
         "processes of a server. A loop has one caller, who waits for one image (or one batch). Answers counted in a "
         "few seconds depend on where whole batches fall in them; by latency, the callers divided by their mean "
         "latency (Little's law), they do not: that is compared with the bare model."
-        + (f" All up at once, in turns for each mix: {', '.join(together)}." if together else ""),
+        + (
+            f" Up at once, in turns for each mix: {'; '.join(together)}. Their memory is the largest so far, whichever "
+            "mix it was for."
+            if together
+            else ""
+        ),
         "",
     ]
     for mix, rate in results["rates"].items():
@@ -97,10 +103,11 @@ def by_latency(result: Result) -> float:
 
     A server that answers eight at a time answers in steps, and those counted in a few seconds depend on where the
     steps fall in them: at 512² the sixteen callers' first two batches end just as the warm-up does. A loop without
-    a server has one caller and says how many it computed.
+    a server has one caller and says how many it computed; where some were not answered, the law does not hold of the
+    others, and those answered are counted.
     """
     closed = result["closed"]
-    if "in_flight" not in closed:
+    if "in_flight" not in closed or unanswered({"closed": closed}):
         return images_per_s(result)
     return 1000 * float(closed["in_flight"] / closed["latency_ms"]["mean"])
 

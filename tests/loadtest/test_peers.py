@@ -97,7 +97,7 @@ def test_the_table_says_of_every_row_whether_codes_are_equal_and_what_was_not_an
     table = run("import table; table.main()", str(path))
     rows = {line.split("|")[1].strip(): line for line in table.splitlines() if line.startswith("| ")}
     assert "| 11.00 | 8.80 | 0.88 | 100, 200 | 100, 200 | 0 | yes | 1024 |" in rows["mosec"]
-    assert "| 5.00 | 4.00 | 0.40 | 100, 200 | 100, 200 | 6 | **no** | 1024 |" in rows["other"]
+    assert "| 5.00 | 5.00 | 0.50 | 100, 200 | 100, 200 | 6 | **no** | 1024 |" in rows["other"]
     assert rows["Triton"].startswith("| Triton | failed: not ready: no / such file |")
     assert rows["Triton"].count("|") == rows["other"].count("|")
 
@@ -105,9 +105,9 @@ def test_the_table_says_of_every_row_whether_codes_are_equal_and_what_was_not_an
 PLACES = """
 import pathlib
 from rows import ROWS, Ports, start
-names = ["mosec", "viq serve, REST", "viq serve, gRPC"]
+names = ["viq serve, REST", "mosec", "viq serve, gRPC"]
 begun = [start(ROWS[name], "", "", pathlib.Path("."), place) for place, name in enumerate(names)]
-print([Ports(place).http for place in range(3)], [one.ready for one in begun], begun[0].env["PEER_PORT"])
+print([Ports(place).http for place in range(3)], [one.ready for one in begun], begun[1].env["PEER_PORT"])
 """
 
 
@@ -115,9 +115,9 @@ def test_servers_that_are_up_together_have_ports_of_their_own() -> None:
     shown = run(PLACES).strip()
     ports = [18400, 18410, 18420]
     ready = [
-        f"http://127.0.0.1:{port}/{path}" for port, path in zip(ports, ("encode", "readyz", "readyz"), strict=True)
+        f"http://127.0.0.1:{port}/{path}" for port, path in zip(ports, ("readyz", "encode", "readyz"), strict=True)
     ]
-    assert shown == f"{ports} {ready} 18400"
+    assert shown == f"{ports} {ready} 18410"
 
 
 def test_what_has_no_server_cannot_be_up_beside_servers(tmp_path: Path) -> None:
@@ -127,6 +127,62 @@ def test_what_has_no_server_cannot_be_up_beside_servers(tmp_path: Path) -> None:
     )
     assert done.returncode == 2
     assert "--together is for servers, not for bare model" in done.stderr
+
+
+TOGETHER = """
+import pathlib, sys
+from contextlib import ExitStack
+from types import SimpleNamespace
+import measure
+from rows import ROWS
+results = measure.Results(pathlib.Path(sys.argv[1]), measure.Load(), "")
+results.all["rates"] = {"512x512": 5.0}
+started, asked = [], []
+
+class Quick(measure.Run):
+    def _up(self, row, stack, place=0):
+        if row.name == sys.argv[2]:
+            raise RuntimeError("not ready: why")
+        started.append((row.name, place))
+        return measure.Up(row, [], 0)
+
+def served(row, mix, *rest):
+    asked.append(row.name)
+    return {"closed": {"images_per_s": 1.0, "latency_ms": {"p50": 1.0, "p99": 1.0}}}
+
+measure.served = served
+rows = [ROWS["mosec"], ROWS["Triton"]]
+
+def run(rounds, end=1e12):
+    started.clear(), asked.clear()
+    Quick(results, measure.Load(), {}, SimpleNamespace(ms=lambda: 1.0), pathlib.Path("."), "", "", end).together(
+        rows, ["512x512"], rounds
+    )
+    print("told", started, asked)
+
+run(1)
+run(3)
+run(3)
+run(4, end=0)
+kept = [one for of in results.all["rows"].values() for one in of["512x512"].values()]
+print("told", {one["beside"] == ["mosec", "Triton"] for one in kept})
+"""
+
+
+def test_servers_up_together_are_asked_in_turns_there_and_back_and_not_again(tmp_path: Path) -> None:
+    shown = [line for line in run(TOGETHER, str(tmp_path / "results.json"), "").splitlines() if line[:4] == "told"]
+    started = "[('mosec', 0), ('Triton', 1)]"
+    assert shown[0] == f"told {started} ['mosec', 'Triton']"
+    assert shown[1] == f"told {started} ['Triton', 'mosec', 'mosec', 'Triton']"
+    assert shown[2] == shown[3] == "told [] []"
+    assert shown[4] == "told {True}"
+
+
+def test_a_server_that_does_not_start_ends_what_others_were_to_be_measured_beside(tmp_path: Path) -> None:
+    asked = [sys.executable, "-c", TOGETHER, str(tmp_path / "results.json"), "Triton"]
+    done = subprocess.run(asked, cwd=PEERS, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert done.stderr.strip() == "Triton, which was to be up together with others: not ready: why"
 
 
 FAILS = """
