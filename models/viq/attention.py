@@ -76,10 +76,11 @@ def _image_by_image(q: Tensor, k: Tensor, v: Tensor, spans: list[tuple[int, int]
     dtype = q.dtype
     if _widens(q.device, dtype):
         q, k, v = q.float(), k.float(), v.float()
-    parts = []
+    # An operation of a small image takes as long as the calls around it, so what can be done once is.
+    pack, parts = [t.transpose(0, 1)[None] for t in (q, k, v)], []
     for start, end in spans:
-        image = [t[start:end].transpose(0, 1)[None] for t in (q, k, v)]
-        parts.append(F.scaled_dot_product_attention(image[0], image[1], image[2])[0].transpose(0, 1))
+        a, b, c = (t.narrow(2, start, end - start) for t in pack)
+        parts.append(F.scaled_dot_product_attention(a, b, c)[0].transpose(0, 1))
     if q.shape[0] > spans[-1][1]:
         parts.append(q.new_zeros((q.shape[0] - spans[-1][1], *q.shape[1:])))
     return (torch.cat(parts) if len(parts) > 1 else parts[0]).to(dtype)
@@ -128,12 +129,16 @@ def _(q: Tensor, k: Tensor, v: Tensor, ends: Tensor, longest: Tensor) -> Tensor:
 def _by_image(q: Tensor, k: Tensor, v: Tensor, ends: Tensor, longest: Tensor) -> Tensor:
     # Read by TorchScript, with what that knows of Python.
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    a, b, c, start = q.transpose(0, 1)[None], k.transpose(0, 1)[None], v.transpose(0, 1)[None], 0
     bounds: list[int] = ends.long().tolist()
-    for i in range(len(bounds) - 1):
-        if bounds[i + 1] > bounds[i]:
-            image = slice(bounds[i], bounds[i + 1])
-            a, b, c = q[image].transpose(0, 1)[None], k[image].transpose(0, 1)[None], v[image].transpose(0, 1)[None]
-            out[image] = F.scaled_dot_product_attention(a, b, c)[0].transpose(0, 1)
+    for end in bounds[1:]:
+        rows = end - start
+        if rows > 0:
+            image = F.scaled_dot_product_attention(
+                a.narrow(2, start, rows), b.narrow(2, start, rows), c.narrow(2, start, rows)
+            )
+            out.narrow(0, start, rows).copy_(image[0].transpose(0, 1))
+        start = end
     return out
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import hashlib
 import platform
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
 
@@ -17,6 +20,7 @@ FP8 = "fp8"
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16, FP8: torch.bfloat16}
 _FP8_CAPABILITY = (8, 9)
+_OURS: ContextVar[bool] = ContextVar("ours", default=False)
 
 
 def device_named(name: str) -> torch.device:
@@ -91,6 +95,24 @@ def multiplies_natively(dtype: torch.dtype) -> bool:
 def traced() -> bool:
     """Whether this call is being turned into a graph: what depends on a pack's size must then stay open."""
     return torch.compiler.is_compiling() or scripting()
+
+
+def functional() -> bool:
+    """Whether this call is being turned into a graph for others, who may want gradients of it or cast what it is given.
+
+    Such a graph writes into no tensor that it was given or made before.
+    """
+    return torch.compiler.is_compiling() or (scripting() and not _OURS.get())
+
+
+@contextmanager
+def ours() -> Iterator[None]:
+    """A graph that is made within is computed by this package alone: without gradients, and never under autocast."""
+    before = _OURS.set(True)
+    try:
+        yield
+    finally:
+        _OURS.reset(before)
 
 
 def scripting() -> bool:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from viq.attention import attention
-from viq.hardware import traced
+from viq.hardware import functional, traced
 from viq.linear import linear, linear_gelu
 from viq.packing import Ends, Packing
 
@@ -102,12 +102,12 @@ class ResidualMlp(nn.Module):
 
 
 def added(x: Tensor, branch: Tensor) -> Tensor:
-    """`x + branch`, both `(rows, C)`; into `branch`, which nobody else holds, unless this is being made a graph.
+    """`x + branch`, both `(rows, C)`; into `branch`, which nobody else holds, but not in a graph for others.
 
     Nor into what a gradient is wanted of, since a hook on the way back may hold it; nor under autocast, where `branch`
     has fewer bits than `x` and the sum must not.
     """
-    shared = traced() or (torch.is_grad_enabled() and branch.requires_grad) or branch.dtype != x.dtype
+    shared = functional() or (torch.is_grad_enabled() and branch.requires_grad) or branch.dtype != x.dtype
     return x + branch if shared else branch.add_(x)
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from viq.elementwise import apply
-from viq.hardware import traced
+from viq.hardware import functional
 
 _GOLDEN = pi * (sqrt(5) - 1) / 2
 _SLOWEST, _FASTEST = 0.2, 20.0
@@ -44,7 +44,7 @@ def rotate(x: Tensor, table: Tensor) -> Tensor:
     """Rotate `(N, S, D)` by `table` `(2, N, S, F)`; element `i` pairs with `i + F`."""
     a, b = x.chunk(2, dim=-1)
     cos, sin = table[0], table[1]
-    if traced() or (torch.is_grad_enabled() and x.requires_grad) or x.dtype != table.dtype:
+    if functional() or (torch.is_grad_enabled() and x.requires_grad) or x.dtype != table.dtype:
         return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
     # The same values, straight into both halves of what they are joined to.
     rotated = x.new_empty(x.shape)

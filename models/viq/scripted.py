@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from viq.config import CODES_PER_PATCH
 from viq.fsq import quantise
+from viq.hardware import ours
 from viq.head import head_values
 from viq.layers import Linear
 from viq.linear import laid_out
@@ -50,7 +51,7 @@ class Scripted:
     def __init__(self, encoder: Encoder, multiple: int, *, lay_out: bool) -> None:
         """`lay_out`: the weights of its products, which it then holds once more."""
         self._encoder, self._multiple, self._made_of = encoder, multiple, _Made(encoder, unchanged=lay_out)
-        with torch.no_grad(), quiet_about_torch():
+        with torch.no_grad(), quiet_about_torch(), ours():
             graph = _Graph(_with_weights_laid_out(encoder) if lay_out else encoder)
             self._run: Any = torch.jit.trace(graph, self._example(), check_trace=False)
 

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ import torch
 
 from viq import Codes, ViQ
 from viq.head import HeadGraph, HeadwiseBlock
+from viq.head_build import traced_head
 from viq.packing import Packing
 from viq.random_weights import Layout, encoder_state
 from viq.torch_warnings import quiet_about_torch
@@ -74,6 +76,10 @@ def loaded(root: Path, head: str = "eager", files: list[Path] | None = None) -> 
     return ViQ.from_pretrained(root, "16k", device="cpu", parts=("encoder",), head=head, head_file=files or ())
 
 
+def operations(program: Any) -> set[str]:
+    return {node.kind() for node in program.inlined_graph.nodes()}
+
+
 def agreement(ours: list[Codes], theirs: list[Codes]) -> float:
     pairs = list(zip(ours, theirs, strict=True))
     return sum(int((a.array == b.array).sum()) for a, b in pairs) / sum(a.array.size for a, _ in pairs)
@@ -85,6 +91,17 @@ def test_the_graph_on_tensors_alone_has_the_bits_of_the_eager_head(eager: ViQ) -
     with torch.inference_mode():
         values = eager.encoder.head(x, packing, table)[: packing.patches * 4]
         assert torch.equal(HeadGraph(eager.encoder)(x, *packing.on(x.device), table)[: packing.patches * 4], values)
+
+
+def test_the_graph_that_is_saved_serves_those_who_want_gradients_or_cast_what_they_give_it(eager: ViQ) -> None:
+    head, packing = traced_head(eager.encoder), Packing.of([(3, 4), (1, 1), (7, 9)], eager.row_multiple)
+    x, table = torch.randn(packing.rows, LAYOUT.width), eager.encoder.rotations(packing)
+    with torch.inference_mode():
+        values = eager.encoder.head(x, packing, table)[: packing.patches * 4]
+    watched = head(x.clone().requires_grad_(True), *packing.on(x.device), table)[: packing.patches * 4]
+    assert torch.equal(watched.detach(), values)
+    # A sum that is written into one of its terms has that one's bits, which autocast makes fewer.
+    assert {"aten::add", "aten::add_"} & operations(head) == {"aten::add"}
 
 
 @pytest.mark.parametrize(

@@ -106,6 +106,15 @@ def test_what_the_process_has_switched_on_is_not_in_the_graph(nano: ViQ, eager: 
     assert nano.encode_pixels(IMAGES) == eager.encode_pixels(IMAGES)
 
 
+def test_its_sums_and_rotations_take_no_memory_of_their_own(nano: ViQ) -> None:
+    assert nano.script_small_packs()
+    assert nano._scripted is not None
+    kinds = [node.kind() for node in nano._scripted._run.inlined_graph.nodes()]
+    assert "aten::add_" in kinds
+    assert "aten::cat" not in kinds
+    assert kinds.count("aten::add") == 1  # of what the network is given: its positions
+
+
 def test_only_the_weights_of_products_are_held_twice(nano: ViQ) -> None:
     assert nano.script_small_packs()
     assert nano._scripted is not None
