@@ -196,7 +196,7 @@ def test_errors_of_the_caller_are_outcomes_and_those_of_the_server_failures(
     bad = one(collector, "encode", request_id=f"bad-{door}")
     assert (bad.attributes["viq.outcome"], bad.failed, bad.links) == ("invalid_input", False, [])
     traced.gate.close()
-    assert not traced.ask(door, "encode", [make_png()], request_id=f"late-{door}", timeout_ms=50).good
+    assert not traced.ask(door, "encode", [make_png()], request_id=f"late-{door}", timeout_ms=1500).good
     traced.gate.open()
     late = one(collector, "encode", request_id=f"late-{door}")
     assert (late.attributes["viq.outcome"], late.failed) == ("deadline_exceeded", True)
