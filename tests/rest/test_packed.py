@@ -52,13 +52,14 @@ def narrow(serve_app: ServeApp, room: Allowance) -> Iterator[httpx.Client]:
 
 @contextmanager
 def held(client: httpx.Client, room: Allowance) -> Iterator[None]:
-    """Two requests that have announced the largest body there is, and nothing more."""
+    """Two requests that have announced the largest body there is, and nothing more; after it their room is back."""
     with ExitStack() as stack:
         for count in (1, 2):
             wire = stack.enter_context(dial(client))
             wire.sendall(head(f"Content-Length: {MAX_BODY}"))
             until(partial(_held, room, count * MAX_BODY), "the body has its room")
         yield
+    until(lambda: not room.held_now, "the two have left")
 
 
 def _held(room: Allowance, least: int) -> bool:
@@ -172,7 +173,6 @@ def test_bodies_that_together_are_too_much_are_429_and_the_room_comes_back(
         assert narrow.get("/readyz").status_code == 200
         assert narrow.post("/v1/encode", content=make_image(16, 16)).status_code == 200  # there is room for this
         assert room.held_now == 2 * MAX_BODY
-    until(lambda: not room.held_now, "the two have left")
     assert narrow.post("/v1/encode", content=bytes(MAX_BODY)).status_code == 422
 
 
