@@ -23,6 +23,9 @@ Pixels: TypeAlias = npt.NDArray[np.uint8]
 
 ALPHA_RULES = ("white", "drop")
 
+EXIF_LIMIT = 2**20
+"""Bytes of EXIF that are looked through for the orientation. Pillow makes an object of each number in it."""
+
 UNDECODABLE = (
     *(OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, ArithmeticError, RuntimeError),
     *(struct.error, zlib.error),
@@ -55,9 +58,9 @@ def to_rgb(image: Image.Image | npt.NDArray[np.uint8], *, exif: bool = True, alp
     must not have been loaded yet: once loaded, only the high bytes are left. Of 16-bit CMYK, and of TIFF that
     is premultiplied or stores its bands apart, Pillow gives no more than that. Mode I counts as 16-bit.
 
-    Raises `TooLarge` for a decompression bomb and `InvalidInput` for damaged files, other types and shapes,
-    samples without a defined range (floating point, or mode I outside 0 to 65535), and the one layout that
-    Pillow reads wrongly: uncompressed 16-bit TIFF with bands stored apart.
+    Raises `TooLarge` for a decompression bomb and for more than `EXIF_LIMIT` bytes of EXIF. Raises `InvalidInput`
+    for damaged files, other types and shapes, samples without a defined range (floating point, or mode I outside 0
+    to 65535), and the one layout that Pillow reads wrongly: uncompressed 16-bit TIFF with bands stored apart.
     """
     if alpha not in ALPHA_RULES:
         raise InvalidInput(f"alpha={alpha!r}; there are {' and '.join(ALPHA_RULES)}")
@@ -69,7 +72,7 @@ def to_rgb(image: Image.Image | npt.NDArray[np.uint8], *, exif: bool = True, alp
         raise InvalidInput(f"image of {image.width}x{image.height} (width x height) has no pixels")
     try:
         return np.ascontiguousarray(_from_image(image, exif, alpha))
-    except InvalidInput:
+    except (InvalidInput, TooLarge):
         raise
     except Image.DecompressionBombError as error:
         raise TooLarge(f"image cannot be decoded: {error}") from None
@@ -206,6 +209,8 @@ def _layouts(image: Image.Image) -> set[str]:
 
 def _orientation(image: Image.Image) -> int:
     """The EXIF orientation, 1 if there is none or the metadata is damaged."""
+    if len(image.info.get("exif", b"")) > EXIF_LIMIT:
+        raise TooLarge(f"image has {len(image.info['exif'])} bytes of EXIF, the limit is {EXIF_LIMIT}")
     try:
         turn = image.getexif().get(ExifTags.Base.Orientation, 1)
     except (*UNDECODABLE, UserWarning):  # Pillow warns of damage, and warnings may be errors

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from viq.config import grid_of
 from viq.pixels import UNDECODABLE, to_rgb
+from viq_serving.bombs import MeteredFile, refuse_before_loading, refuse_before_opening
 from viq_serving.errors import InvalidInput, TooLarge, ViQError
 from viq_serving.types import Alpha, PictureFormat
 
@@ -138,14 +139,17 @@ def encode_picture(pixels: npt.NDArray[np.uint8], format: PictureFormat) -> byte
     return buffer.getvalue()
 
 
-def _open(data: bytes, limits: ImageLimits) -> Image.Image:
+def _open(data: bytes, limits: ImageLimits) -> ImageFile.ImageFile:
     """The image with only its header read, within `limits`."""
     _refuse_bytes(data, limits)
     if data.startswith(_PNG_START):
         # Pillow opens a PNG only when all that stands before the pixels is sound; its claim is read first.
         _refuse_over(int.from_bytes(data[20:24]), int.from_bytes(data[16:20]), limits)
+    refuse_before_opening(data)
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image = Image.open(MeteredFile(data), formats=FORMATS)
+    except ViQError:
+        raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise TooLarge(f"image header: {error}; the limit is {limits.max_pixels} pixels") from None
     except UnidentifiedImageError:
@@ -155,6 +159,7 @@ def _open(data: bytes, limits: ImageLimits) -> Image.Image:
         kind = TooLarge if "too large" in str(error) else InvalidInput
         raise kind(f"image header cannot be read: {error}") from None
     _refuse_over(image.height, image.width, limits)
+    refuse_before_loading(image, data)
     return image
 
 

@@ -142,6 +142,15 @@ def test_a_decompression_bomb_is_413(client: httpx.Client) -> None:
     assert_error(client.post("/v1/encode", content=bomb.getvalue()), 413, "too_large", "50000000")
 
 
+def test_a_picture_that_hides_a_larger_one_is_413(client: httpx.Client) -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (2056, 2056)).save(buffer, "AVIF", speed=10)
+    claim = b"ispe\0\0\0\0" + struct.pack(">II", 2056, 2056)
+    hidden = buffer.getvalue().replace(claim, claim[:8] + struct.pack(">II", 16, 16))
+    assert hidden != buffer.getvalue()
+    assert_error(client.post("/v1/encode", content=hidden), 413, "too_large", str(2056 * 2056))
+
+
 def test_a_text_chunk_that_unpacks_to_too_much_is_413(client: httpx.Client, make_image: MakeImage) -> None:
     whole, text = make_image(16, 16), b"zTXtComment\0\0" + zlib.compress(bytes(2**26), 9)
     chunk = struct.pack(">I", len(text) - 4) + text + struct.pack(">I", zlib.crc32(text))

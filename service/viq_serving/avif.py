@@ -1,0 +1,307 @@
+"""What an AVIF file asks of its decoder, read from its boxes and AV1 headers. Nothing is decoded.
+
+The size that the container claims binds nobody: the decoder makes each frame as large as the AV1 headers say, and then
+scales it. So they are read here, of all that the file could be shown from. Sources: ISO/IEC 14496-12 (boxes),
+ISO/IEC 23008-12 (items), AV1 Bitstream & Decoding Process Specification, sections 5.3 to 5.9 (headers).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from viq.pixels import EXIF_LIMIT
+from viq_serving.errors import InvalidInput, TooLarge
+
+_BOXES, _PARTS, _UNITS = 16_384, 4_096, 65_536
+"""Boxes, coded parts, and units of AV1 that are looked at; a picture of the largest size has fewer of each."""
+
+_LEAST_PIXELS = 64 * 64  # a frame is decoded in blocks of no less
+
+_SEQUENCE_HEADER, _FRAME_HEADER, _FRAME, _REDUNDANT_HEADER = 1, 3, 6, 7
+_KEY_FRAME, _SWITCH_FRAME = 0, 3
+_ASK_THE_FRAME = 2  # of a choice that the sequence leaves to each frame
+
+_ONCE = {b"iinf", b"iloc", b"idat", b"mdia", b"minf", b"stbl", b"stsd", b"stco", b"co64", b"stsz"}
+
+
+def is_avif(data: bytes) -> bool:
+    """Whether a decoder of AVIF would look at `data`: its first box says what files like it do."""
+    end = int.from_bytes(data[:4])
+    brands = data[8 : end if end > 1 else None]
+    return data[4:8] == b"ftyp" and (b"avif" in brands or b"avis" in brands)
+
+
+def coded_pixels(data: bytes) -> int:
+    """Pixels of all frames that stand in the parts of an AVIF file that its first picture could be made of.
+
+    Items (tiles of a grid, alpha, thumbnails) and the first sample of every track count. Raises `InvalidInput` if
+    that cannot be told and `TooLarge` for more boxes, parts, units or EXIF than any picture needs.
+    """
+    file = _File(data)
+    pixels = sum(_frames_of(part, file) for part in file.parts())
+    if not pixels:
+        raise InvalidInput("AVIF image has no AV1 picture in it")
+    return pixels
+
+
+class _File:
+    """The boxes of a file; what is looked at is counted."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._seen = dict.fromkeys(("boxes", "coded parts", "units of AV1"), 0)
+
+    def count(self, what: str, limit: int, by: int = 1) -> None:
+        self._seen[what] += by
+        if self._seen[what] > limit:
+            raise TooLarge(f"AVIF image has more than {limit} {what}")
+
+    def parts(self) -> Iterator[bytes]:
+        """The bytes of each picture: of every item that is AV1, and of the first sample of every track."""
+        for kind, start, end in self._boxes(0, len(self._data), outermost=True):
+            if kind == b"meta":
+                yield from self._items(start + 4, end)
+            elif kind == b"moov":
+                for inner, at, stop in self._boxes(start, end):
+                    if inner == b"trak":
+                        yield from self._first_sample(at, stop)
+
+    def _boxes(self, at: int, end: int, *, outermost: bool = False) -> Iterator[tuple[bytes, int, int]]:
+        """Type, start and end of what is in each box. Behind the outermost boxes may stand anything."""
+        once: set[bytes] = set()
+        while at < end:
+            self.count("boxes", _BOXES)
+            size, kind, start = self._number(at, 4), self._data[at + 4 : at + 8], at + 8
+            if size == 1:
+                size, start = self._number(start, 8), start + 8
+            stop = end if size == 0 else at + size
+            if not start <= stop <= end:
+                if outermost:
+                    return
+                raise InvalidInput(f"AVIF image: box {kind!r} of {size} bytes does not fit where it stands")
+            if kind in once:
+                raise InvalidInput(f"AVIF image: there are two boxes {kind!r} where one may be")
+            once |= {kind} & _ONCE
+            yield kind, start, stop
+            at = stop
+
+    def _number(self, at: int, size: int) -> int:
+        digits = self._data[at : at + size]
+        if len(digits) < size:
+            raise InvalidInput("AVIF image is cut off in its header")
+        return int.from_bytes(digits)
+
+    def _items(self, at: int, end: int) -> Iterator[bytes]:
+        inside = {kind: (start, stop) for kind, start, stop in self._boxes(at, end)}
+        if b"iinf" not in inside or b"iloc" not in inside:
+            return
+        pictures: set[int] = set()
+        exifs: set[int] = set()
+        start, stop = inside[b"iinf"]
+        start += 6 if self._number(start, 1) == 0 else 8
+        for kind, info, _ in self._boxes(start, stop):
+            if kind != b"infe":
+                continue
+            wide = self._number(info, 1) >= 3
+            item, after = self._number(info + 4, 4 if wide else 2), info + (10 if wide else 8)
+            {b"av01": pictures, b"Exif": exifs}.get(self._data[after : after + 4], set()).add(item)
+        for item, extents in self._places(*inside[b"iloc"], inside.get(b"idat", (0, 0))):
+            if item in pictures:
+                yield self._joined(extents)
+            elif item in exifs and sum(size for _, size in extents) > EXIF_LIMIT:
+                raise TooLarge(f"AVIF image has over {EXIF_LIMIT} bytes of EXIF")
+
+    def _places(self, at: int, end: int, idat: tuple[int, int]) -> Iterator[tuple[int, list[tuple[int, int]]]]:
+        """Of each item in `iloc`: its number, and start and size of its extents."""
+        version, sizes = self._number(at, 1), self._number(at + 4, 2)
+        wide = 4 if version >= 2 else 2
+        of_offset, of_length, of_base = sizes >> 12, sizes >> 8 & 15, sizes >> 4 & 15
+        of_index = sizes & 15 if version else 0
+        count, at = self._number(at + 6, wide), at + 6 + wide
+        for _ in range(count):
+            self.count("coded parts", _PARTS)
+            item, at = self._number(at, wide), at + wide
+            in_idat = version > 0 and self._number(at, 2) & 15 == 1
+            at += 4 if version else 2
+            base, at = self._number(at, of_base), at + of_base
+            base, least = (base + idat[0], idat[1]) if in_idat else (base, len(self._data))
+            extents, extent_count, at = [], self._number(at, 2), at + 2
+            self.count("coded parts", _PARTS, extent_count)
+            for _ in range(extent_count):
+                at += of_index
+                start = base + self._number(at, of_offset)
+                size = self._number(at + of_offset, of_length) if of_length else 0
+                at += of_offset + of_length
+                extents.append((start, size or max(0, least - start)))
+            yield item, extents
+        if at > end:
+            raise InvalidInput("AVIF image: box b'iloc' is cut off")
+
+    def _first_sample(self, at: int, end: int) -> Iterator[bytes]:
+        """What a track begins with, if its pictures are AV1."""
+        for inner in (b"mdia", b"minf", b"stbl"):
+            place = {kind: (start, stop) for kind, start, stop in self._boxes(at, end)}.get(inner)
+            if place is None:
+                return
+            at, end = place
+        table = {kind: start for kind, start, _ in self._boxes(at, end)}
+        if b"stsd" not in table or b"stsz" not in table or not table.keys() & {b"stco", b"co64"}:
+            return
+        if {b"stco", b"co64"} <= table.keys():
+            raise InvalidInput("AVIF image: a track has both b'stco' and b'co64'")
+        size = self._number(table[b"stsz"] + 4, 4) or self._number(table[b"stsz"] + 12, 4)
+        wide = b"co64" in table
+        start = self._number(table[b"co64" if wide else b"stco"] + 8, 8 if wide else 4)
+        yield self._joined([(start, size)])
+
+    def _joined(self, extents: list[tuple[int, int]]) -> bytes:
+        if sum(size for _, size in extents) > len(self._data):
+            raise InvalidInput("AVIF image: a part of it is larger than the file")
+        return b"".join(self._data[start : start + size] for start, size in extents)
+
+
+@dataclass(frozen=True)
+class _Sequence:
+    """What a sequence header says, as far as the size of frames hangs on it."""
+
+    reduced: bool
+    width: int
+    height: int
+    widest: int
+    highest: int
+    timed: int  # bits of a frame's time
+    numbered: int  # bits of a frame's number
+    screen: int
+    whole_motion: int
+
+
+class _Bits:
+    def __init__(self, data: bytes) -> None:
+        self._value, self._left = int.from_bytes(data), 8 * len(data)
+
+    def __call__(self, count: int = 1) -> int:
+        self._left -= count
+        if self._left < 0:
+            raise InvalidInput("AVIF image: an AV1 header is cut off")
+        return self._value >> self._left & ((1 << count) - 1)
+
+    def skip_uvlc(self) -> None:
+        zeros = 0
+        while not self():
+            zeros += 1
+        if zeros < 32:
+            self(zeros)
+
+
+def _frames_of(part: bytes, file: _File) -> int:
+    """Pixels of the frames in `part`."""
+    sequence: _Sequence | None = None
+    pixels = 0
+    for kind, unit in _units(part, file):
+        if kind == _SEQUENCE_HEADER:
+            sequence = _sequence(unit)
+        elif kind in (_FRAME_HEADER, _FRAME, _REDUNDANT_HEADER):
+            if sequence is None:
+                raise InvalidInput("AVIF image: a frame stands before the header that states its size")
+            width, height = _size_of_frame(unit, sequence)
+            pixels += max(_LEAST_PIXELS, width * height)
+    if not pixels:
+        raise InvalidInput("AVIF image: a part of it has no frame")
+    return pixels
+
+
+def _units(part: bytes, file: _File) -> Iterator[tuple[int, bytes]]:
+    """Type and first bytes of each open bitstream unit (section 5.3)."""
+    at = 0
+    while at < len(part):
+        file.count("units of AV1", _UNITS)
+        head, at = part[at], at + 1 + (part[at] >> 2 & 1)
+        size = len(part) - at
+        if head & 2:
+            size = 0
+            for digit in range(8):
+                byte = part[at : at + 1]
+                if not byte:
+                    raise InvalidInput("AVIF image: a unit of AV1 is cut off")
+                at += 1
+                size |= (byte[0] & 127) << 7 * digit
+                if byte[0] < 128:
+                    break
+        yield head >> 3 & 15, part[at : min(at + size, at + 1024)]
+        at += size
+
+
+def _sequence(unit: bytes) -> _Sequence:
+    """Section 5.5.1."""
+    bits = _Bits(unit)
+    bits(4)  # profile, still picture
+    reduced = bool(bits())
+    timed = 0
+    if reduced:
+        bits(5)
+    else:
+        timed = _skip_timing(bits)
+    width_bits, height_bits = bits(4) + 1, bits(4) + 1
+    width, height = bits(width_bits) + 1, bits(height_bits) + 1
+    numbered, screen, whole_motion = 0, _ASK_THE_FRAME, _ASK_THE_FRAME
+    if not reduced:
+        if bits():
+            numbered = bits(4) + 2
+            numbered += bits(3) + 1
+        bits(3 + 4)  # kinds of prediction
+        if bits():  # order hints
+            bits(2)
+        screen = _ASK_THE_FRAME if bits() else bits()
+        if screen and not bits():
+            whole_motion = bits()
+    return _Sequence(reduced, width, height, 1 << width_bits, 1 << height_bits, timed, numbered, screen, whole_motion)
+
+
+def _skip_timing(bits: _Bits) -> int:
+    """Go past times and operating points; the bits of the time that each frame states."""
+    timed = delay = 0
+    if bits():
+        bits(64)
+        equal = bits()
+        if equal:
+            bits.skip_uvlc()
+        if bits():
+            delay = bits(5) + 1
+            bits(32 + 5)
+            frame_time = bits(5) + 1
+            timed = 0 if equal else frame_time
+    display = bits()
+    for _ in range(bits(5) + 1):
+        bits(12)
+        if bits(5) > 7:
+            bits()
+        if delay and bits():
+            bits(2 * delay + 1)
+        if display and bits():
+            bits(4)
+    return timed
+
+
+def _size_of_frame(unit: bytes, sequence: _Sequence) -> tuple[int, int]:
+    """The width and height that a frame has at most (section 5.9.2)."""
+    size = sequence.width, sequence.height
+    if sequence.reduced:
+        return size
+    bits = _Bits(unit)
+    if bits():
+        return size  # one that is there already
+    kind, shown = bits(2), bits()
+    if shown:
+        bits(sequence.timed)
+    else:
+        bits()
+    if kind != _SWITCH_FRAME and not (kind == _KEY_FRAME and shown):
+        bits()
+    bits()
+    screen = bits() if sequence.screen == _ASK_THE_FRAME else sequence.screen
+    if screen and sequence.whole_motion == _ASK_THE_FRAME:
+        bits()
+    bits(sequence.numbered)
+    own = kind == _SWITCH_FRAME or bits()
+    return (sequence.widest, sequence.highest) if own else size
