@@ -282,8 +282,8 @@ def test_only_a_small_file_is_decoded_on_the_thread_of_the_device(ask: Ask, monk
 
     monkeypatch.setattr("viq_serving.passage.decode", noted)
     head = image().data[:33]  # up to the end of IHDR
-    empty = b"\0\0\0\0aaAa" + zlib.crc32(b"aaAa").to_bytes(4)
-    padded = ImageFile(head + empty * 10_000 + image().data[33:])
+    chunk = b"aaAa" + bytes(120_000)
+    padded = ImageFile(head + (120_000).to_bytes(4) + chunk + zlib.crc32(chunk).to_bytes(4) + image().data[33:])
 
     async def question(tokenizer: Tokenizer, held: Held) -> None:
         small, large = [(await encode(tokenizer, Terms(), file)).items for file in (image(), padded)]
