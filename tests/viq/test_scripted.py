@@ -19,7 +19,7 @@ import viq.scripted
 from viq import Codes, ViQ
 from viq.head import head_values
 from viq.layers import Linear
-from viq.linear import laid_out
+from viq.linear import laid_out, linear
 from viq.packing import Packing
 from viq.scripted import ROWS, Scripted
 
@@ -115,6 +115,19 @@ def test_its_sums_and_rotations_take_no_memory_of_their_own(nano: ViQ) -> None:
     assert kinds.count("aten::add") == 1  # of what the network is given: its positions
 
 
+def layouts_agree() -> bool:
+    """Whether weights laid out give the bits of those that are not, as with torch 2.11 to 2.13 and not with 2.10."""
+    draw = torch.Generator().manual_seed(0)
+    x, weight, bias = (torch.rand(shape, generator=draw) for shape in ((64, 512), (128, 512), (128,)))
+    return torch.equal(linear(x, weight, bias), linear(x, laid_out(weight), bias))
+
+
+of_one_layout = pytest.mark.skipif(
+    not layouts_agree(), reason="this torch's products of weights laid out have other bits"
+)
+
+
+@of_one_layout
 def test_only_the_weights_of_products_are_held_twice(nano: ViQ) -> None:
     assert nano.script_small_packs()
     assert nano._scripted is not None
@@ -164,6 +177,7 @@ def codes_alike(ours: list[Codes], theirs: list[Codes]) -> bool:
     return same > 0.99 * sum(a.array.size for a, _ in pairs)
 
 
+@of_one_layout
 def test_weights_laid_out_are_left_once_those_of_the_network_change(nano: ViQ, monkeypatch: pytest.MonkeyPatch) -> None:
     assert nano.script_small_packs()
     weights_stepped(nano)
