@@ -23,12 +23,12 @@ Pixels: TypeAlias = npt.NDArray[np.uint8]
 
 ALPHA_RULES = ("white", "drop")
 
-EXIF_LIMIT = 2**20
+EXIF_LIMIT = 2**18
 """Bytes of EXIF that are looked through for the orientation. Pillow makes an object of each number in it."""
 
 UNDECODABLE = (
     *(OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, ArithmeticError, RuntimeError),
-    *(struct.error, zlib.error),
+    *(struct.error, zlib.error, AssertionError),
 )
 """What Pillow's decoders raise on damaged files."""
 

@@ -1,12 +1,14 @@
 """What an AVIF file asks of its decoder, read from its boxes and AV1 headers. Nothing is decoded.
 
 The size that the container claims binds nobody: the decoder makes each frame as large as the AV1 headers say, and then
-scales it. So they are read here, of all that the file could be shown from. Sources: ISO/IEC 14496-12 (boxes),
-ISO/IEC 23008-12 (items), AV1 Bitstream & Decoding Process Specification, sections 5.3 to 5.9 (headers).
+scales it to what the container says of that part. So both are read here, of all that the file could be shown from.
+Sources: ISO/IEC 14496-12 (boxes), ISO/IEC 23008-12 (items), AV1 Bitstream & Decoding Process Specification, sections
+5.3 to 5.9 (headers).
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -14,7 +16,13 @@ from viq.pixels import EXIF_LIMIT
 from viq_serving.errors import InvalidInput, TooLarge
 
 _BOXES, _PARTS, _UNITS = 16_384, 4_096, 65_536
-"""Boxes, coded parts, and units of AV1 that are looked at; a picture of the largest size has fewer of each."""
+"""Boxes, places of parts, and units of AV1 that are looked at; a picture of the largest size has fewer of each."""
+
+_LINKS = {b"ipma": 2**15, b"iref": 2**14}
+"""Bytes of boxes whose every number libavif looks for among all that came before: of 4,000 tiles they have fewer."""
+
+_RUNS, _CHUNKS, _SAMPLES = 2**12, 2**14, 2**16
+"""Of a track: runs of chunks, chunks, and samples, of each of which libavif makes an object."""
 
 _LEAST_PIXELS = 64 * 64  # a frame is decoded in blocks of no less
 
@@ -22,7 +30,8 @@ _SEQUENCE_HEADER, _FRAME_HEADER, _FRAME, _REDUNDANT_HEADER = 1, 3, 6, 7
 _KEY_FRAME, _SWITCH_FRAME = 0, 3
 _ASK_THE_FRAME = 2  # of a choice that the sequence leaves to each frame
 
-_ONCE = {b"iinf", b"iloc", b"idat", b"mdia", b"minf", b"stbl", b"stsd", b"stco", b"co64", b"stsz"}
+_ONCE = {b"iinf", b"iloc", b"idat", b"iprp", b"ipco", b"mdia", b"minf", b"stbl"}
+_ONCE |= {b"tkhd", b"stsd", b"stco", b"co64", b"stsz", b"stsc"}
 
 
 def is_avif(data: bytes) -> bool:
@@ -33,13 +42,13 @@ def is_avif(data: bytes) -> bool:
 
 
 def coded_pixels(data: bytes) -> int:
-    """Pixels of all frames that stand in the parts of an AVIF file that its first picture could be made of.
+    """Pixels of all frames that the first picture of an AVIF file could be made of, or those scaled if that is more.
 
     Items (tiles of a grid, alpha, thumbnails) and the first sample of every track count. Raises `InvalidInput` if
-    that cannot be told and `TooLarge` for more boxes, parts, units or EXIF than any picture needs.
+    that cannot be told and `TooLarge` for more of anything in it than a picture needs.
     """
     file = _File(data)
-    pixels = sum(_frames_of(part, file) for part in file.parts())
+    pixels = sum(max(_frames_of(part, file), area) for part, area in file.parts())
     if not pixels:
         raise InvalidInput("AVIF image has no AV1 picture in it")
     return pixels
@@ -50,15 +59,15 @@ class _File:
 
     def __init__(self, data: bytes) -> None:
         self._data = data
-        self._seen = dict.fromkeys(("boxes", "coded parts", "units of AV1"), 0)
+        self._seen = Counter[str]()
 
     def count(self, what: str, limit: int, by: int = 1) -> None:
         self._seen[what] += by
         if self._seen[what] > limit:
             raise TooLarge(f"AVIF image has more than {limit} {what}")
 
-    def parts(self) -> Iterator[bytes]:
-        """The bytes of each picture: of every item that is AV1, and of the first sample of every track."""
+    def parts(self) -> Iterator[tuple[bytes, int]]:
+        """Bytes of each picture, of every item that is AV1 and the first sample of every track; pixels when scaled."""
         for kind, start, end in self._boxes(0, len(self._data), outermost=True):
             if kind == b"meta":
                 yield from self._items(start + 4, end)
@@ -70,7 +79,7 @@ class _File:
     def _boxes(self, at: int, end: int, *, outermost: bool = False) -> Iterator[tuple[bytes, int, int]]:
         """Type, start and end of what is in each box. Behind the outermost boxes may stand anything."""
         once: set[bytes] = set()
-        while at < end:
+        while at < end and not (outermost and end - at < 16):
             self.count("boxes", _BOXES)
             size, kind, start = self._number(at, 4), self._data[at + 4 : at + 8], at + 8
             if size == 1:
@@ -83,6 +92,8 @@ class _File:
             if kind in once:
                 raise InvalidInput(f"AVIF image: there are two boxes {kind!r} where one may be")
             once |= {kind} & _ONCE
+            if kind in _LINKS:
+                self.count(f"bytes of {kind!r}", _LINKS[kind], stop - start)
             yield kind, start, stop
             at = stop
 
@@ -92,8 +103,9 @@ class _File:
             raise InvalidInput("AVIF image is cut off in its header")
         return int.from_bytes(digits)
 
-    def _items(self, at: int, end: int) -> Iterator[bytes]:
+    def _items(self, at: int, end: int) -> Iterator[tuple[bytes, int]]:
         inside = {kind: (start, stop) for kind, start, stop in self._boxes(at, end)}
+        areas = self._areas(*inside.get(b"iprp", (0, 0)))
         if b"iinf" not in inside or b"iloc" not in inside:
             return
         pictures: set[int] = set()
@@ -107,10 +119,34 @@ class _File:
             item, after = self._number(info + 4, 4 if wide else 2), info + (10 if wide else 8)
             {b"av01": pictures, b"Exif": exifs}.get(self._data[after : after + 4], set()).add(item)
         for item, extents in self._places(*inside[b"iloc"], inside.get(b"idat", (0, 0))):
-            if item in pictures:
-                yield self._joined(extents)
-            elif item in exifs and sum(size for _, size in extents) > EXIF_LIMIT:
+            size = sum(size for _, size in extents)
+            if item in exifs and size > EXIF_LIMIT:
                 raise TooLarge(f"AVIF image has over {EXIF_LIMIT} bytes of EXIF")
+            if item in pictures and size:
+                yield self._joined(extents), areas.get(item, 0)
+
+    def _areas(self, at: int, end: int) -> dict[int, int]:
+        """Pixels of items by their number, as `iprp` claims them: the largest of each."""
+        inside = list(self._boxes(at, end))
+        claims, areas = [0], Counter[int]()
+        for kind, start, stop in inside:
+            if kind == b"ipco":
+                for claim, place, _ in self._boxes(start, stop):
+                    sized = claim == b"ispe"
+                    claims.append(self._number(place + 4, 4) * self._number(place + 8, 4) if sized else 0)
+        for kind, start, stop in inside:
+            if kind != b"ipma":
+                continue
+            wide, long = (4 if self._number(start, 1) else 2), 1 + (self._number(start + 3, 1) & 1)
+            entries, at = self._number(start + 4, 4), start + 8
+            for _ in range(entries):
+                if at >= stop:
+                    raise InvalidInput("AVIF image: box b'ipma' is cut off")
+                item, count, at = self._number(at, wide), self._number(at + wide, 1), at + wide + 1
+                for _ in range(count):
+                    index, at = self._number(at, long) & (2 ** (8 * long - 1) - 1), at + long
+                    areas[item] = max(areas[item], claims[index] if index < len(claims) else 0)
+        return areas
 
     def _places(self, at: int, end: int, idat: tuple[int, int]) -> Iterator[tuple[int, list[tuple[int, int]]]]:
         """Of each item in `iloc`: its number, and start and size of its extents."""
@@ -120,14 +156,14 @@ class _File:
         of_index = sizes & 15 if version else 0
         count, at = self._number(at + 6, wide), at + 6 + wide
         for _ in range(count):
-            self.count("coded parts", _PARTS)
+            self.count("places of parts", _PARTS)
             item, at = self._number(at, wide), at + wide
             in_idat = version > 0 and self._number(at, 2) & 15 == 1
             at += 4 if version else 2
             base, at = self._number(at, of_base), at + of_base
             base, least = (base + idat[0], idat[1]) if in_idat else (base, len(self._data))
             extents, extent_count, at = [], self._number(at, 2), at + 2
-            self.count("coded parts", _PARTS, extent_count)
+            self.count("places of parts", _PARTS, extent_count)
             for _ in range(extent_count):
                 at += of_index
                 start = base + self._number(at, of_offset)
@@ -138,26 +174,36 @@ class _File:
         if at > end:
             raise InvalidInput("AVIF image: box b'iloc' is cut off")
 
-    def _first_sample(self, at: int, end: int) -> Iterator[bytes]:
-        """What a track begins with, if its pictures are AV1."""
+    def _first_sample(self, at: int, end: int) -> Iterator[tuple[bytes, int]]:
+        """What a track begins with, if its pictures are AV1, and what is in its own `meta`."""
+        area = 0
         for inner in (b"mdia", b"minf", b"stbl"):
-            place = {kind: (start, stop) for kind, start, stop in self._boxes(at, end)}.get(inner)
-            if place is None:
+            inside = {kind: (start, stop) for kind, start, stop in self._boxes(at, end)}
+            if b"meta" in inside:
+                yield from self._items(inside[b"meta"][0] + 4, inside[b"meta"][1])
+            if b"tkhd" in inside:  # its sides end it, in 65,536ths of a pixel
+                stop = inside[b"tkhd"][1]
+                area = (self._number(stop - 8, 4) >> 16) * (self._number(stop - 4, 4) >> 16)
+            if inner not in inside:
                 return
-            at, end = place
+            at, end = inside[inner]
         table = {kind: start for kind, start, _ in self._boxes(at, end)}
-        if b"stsd" not in table or b"stsz" not in table or not table.keys() & {b"stco", b"co64"}:
+        if not {b"stsd", b"stsz", b"stsc"} <= table.keys() or not table.keys() & {b"stco", b"co64"}:
             return
         if {b"stco", b"co64"} <= table.keys():
             raise InvalidInput("AVIF image: a track has both b'stco' and b'co64'")
-        size = self._number(table[b"stsz"] + 4, 4) or self._number(table[b"stsz"] + 12, 4)
         wide = b"co64" in table
-        start = self._number(table[b"co64" if wide else b"stco"] + 8, 8 if wide else 4)
-        yield self._joined([(start, size)])
+        chunks = table[b"co64" if wide else b"stco"]
+        runs = self._number(table[b"stsc"] + 4, 4)
+        self.count("runs of chunks", _RUNS, runs)
+        self.count("chunks", _CHUNKS, self._number(chunks + 4, 4))
+        longest = max((self._number(table[b"stsc"] + 12 + 12 * run, 4) for run in range(runs)), default=0)
+        self.count("samples", _SAMPLES, self._number(chunks + 4, 4) * longest)
+        size = self._number(table[b"stsz"] + 4, 4) or self._number(table[b"stsz"] + 12, 4)
+        yield self._joined([(self._number(chunks + 8, 8 if wide else 4), size)]), area
 
     def _joined(self, extents: list[tuple[int, int]]) -> bytes:
-        if sum(size for _, size in extents) > len(self._data):
-            raise InvalidInput("AVIF image: a part of it is larger than the file")
+        self.count("bytes in its parts", 4 * len(self._data), sum(size for _, size in extents))
         return b"".join(self._data[start : start + size] for start, size in extents)
 
 

@@ -13,6 +13,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 from viq.config import grid_of
 from viq.pixels import UNDECODABLE, to_rgb
 from viq_serving.bombs import MeteredFile, refuse_before_loading, refuse_before_opening
+from viq_serving.claims import PNG_START, claimed_size
 from viq_serving.errors import InvalidInput, TooLarge, ViQError
 from viq_serving.types import Alpha, PictureFormat
 
@@ -21,8 +22,6 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 
 _ORIENTATION = 0x0112
 _QUARTER_TURNS = (5, 6, 7, 8)
-_PNG_START = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"
-_JPEG_SEGMENTS = 256  # looked at before the frame; a photograph has about ten
 _WEBP_SIDE, _JPEG_SIDE = 16_383, 65_535
 
 _BROKEN = (*UNDECODABLE, AttributeError, ArithmeticError, UserWarning, zlib.error)
@@ -79,29 +78,12 @@ def claimed_patches(data: bytes, limits: ImageLimits) -> int | None:
     Opening a hostile file may take long; these few bytes are read at once. Raises as `probe` does.
     """
     _refuse_bytes(data, limits)
-    claimed = _claimed_size(data)
+    claimed = claimed_size(data)
     if claimed is None or not all(claimed):
         return None
     _refuse_over(*claimed, limits)
     h, w = grid_of(*claimed)
     return h * w
-
-
-def _claimed_size(data: bytes) -> tuple[int, int] | None:
-    """`(H, W)` as the first bytes state it."""
-    if data.startswith(_PNG_START):
-        return int.from_bytes(data[20:24]), int.from_bytes(data[16:20])
-    if not data.startswith(b"\xff\xd8"):
-        return None
-    at = 2
-    for _ in range(_JPEG_SEGMENTS):
-        if data[at : at + 1] != b"\xff" or len(data) < at + 9:
-            return None
-        marker = data[at + 1]
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # start of frame
-            return int.from_bytes(data[at + 5 : at + 7]), int.from_bytes(data[at + 7 : at + 9])
-        at += 2 + int.from_bytes(data[at + 2 : at + 4])
-    return None
 
 
 def decode(data: bytes, limits: ImageLimits, *, exif: bool = True, alpha: Alpha = "white") -> npt.NDArray[np.uint8]:
@@ -142,7 +124,7 @@ def encode_picture(pixels: npt.NDArray[np.uint8], format: PictureFormat) -> byte
 def _open(data: bytes, limits: ImageLimits) -> ImageFile.ImageFile:
     """The image with only its header read, within `limits`."""
     _refuse_bytes(data, limits)
-    if data.startswith(_PNG_START):
+    if data.startswith(PNG_START):
         # Pillow opens a PNG only when all that stands before the pixels is sound; its claim is read first.
         _refuse_over(int.from_bytes(data[20:24]), int.from_bytes(data[16:20]), limits)
     refuse_before_opening(data)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from viq.pixels import EXIF_LIMIT
 from viq_serving.avif import coded_pixels, is_avif
 from viq_serving.errors import InvalidInput, TooLarge, ViQError
 from viq_serving.images import ImageLimits, decode, probe
@@ -144,12 +145,128 @@ def test_boxes_of_other_sizes_and_what_stands_behind_them_do_no_harm() -> None:
     pixels, start = decode(plain, LIMITS), plain.index(b"mdat") - 4
     for name, data in {
         "behind": plain + b"and more, which is no box",
+        "a byte": plain + b"\n",
         "free": plain + box(b"free", bytes(40)),
         "to the end": plain[:start] + bytes(4) + plain[start + 4 :],
         "unknown": plain[:start] + plain[start:] + long_box(b"uuid", bytes(100)),
     }.items():
         assert coded_pixels(data) == WIDTH * HEIGHT, name
         assert np.array_equal(decode(data, LIMITS), pixels), name
+
+
+def scaled(side: int) -> bytes:
+    """A picture of 64x64 that is a grid of one tile, which claims to be so large."""
+    plain = written(picture(size=(64, 64)))
+    payload, grid = found(plain, b"mdat"), struct.pack(">BBBBHH", 0, 0, 0, 0, 64, 64)
+    sides = [box(b"ispe", struct.pack(">III", 0, extent, extent)) for extent in (64, side)]
+    properties = box(b"ipco", *sides, box(b"av1C", found(plain, b"av1C")))
+    links = box(b"ipma", struct.pack(">II", 0, 2), struct.pack(">HBB", 1, 1, 1), struct.pack(">HBBB", 2, 2, 2, 0x83))
+
+    def file(at: int) -> bytes:
+        places = [struct.pack(">HHHII", 1, 0, 1, at, 8), struct.pack(">HHHII", 2, 0, 1, at + 8, len(payload))]
+        infos = [
+            box(b"infe", b"\2\0\0\0", struct.pack(">HH4s", n, 0, kind), b"\0")
+            for n, kind in ((1, b"grid"), (2, b"av01"))
+        ]
+        meta = box(
+            b"meta",
+            bytes(4),
+            box(b"hdlr", found(plain, b"hdlr")),
+            box(b"pitm", struct.pack(">IH", 0, 1)),
+            box(b"iloc", b"\0\0\0\0\x44\0" + struct.pack(">H", 2), *places),
+            box(b"iinf", struct.pack(">IH", 0, 2), *infos),
+            box(b"iref", bytes(4), box(b"dimg", struct.pack(">HHH", 1, 1, 2))),
+            box(b"iprp", properties, links),
+        )
+        return box(b"ftyp", found(plain, b"ftyp")) + meta
+
+    return file(len(file(0)) + 8) + box(b"mdat", grid, payload)
+
+
+def test_a_part_that_is_scaled_counts_as_large_as_it_claims_to_be() -> None:
+    assert decode(scaled(64), LIMITS).shape == (64, 64, 3)
+    assert coded_pixels(scaled(64)) == 64 * 64
+    assert coded_pixels(scaled(16_384)) == 16_384**2
+    with pytest.raises(TooLarge, match=f"64x64 has {16_384**2} pixels in its frames, the limit is {2**22}"):
+        decode(scaled(16_384), LIMITS)
+
+
+def animated(changed: Callable[[bytes], bytes], kind: bytes) -> bytes:
+    """An animation without a still picture, one box of whose track is another."""
+    one = picture()
+    plain = written(one, save_all=True, append_images=[one.rotate(90)]).replace(b"meta", b"skip", 1)
+    moov = plain.index(b"moov") - 4
+    start = plain.index(kind, moov) - 4
+    end = start + int.from_bytes(plain[start : start + 4])
+    new = box(kind, changed(plain[start + 8 : end]))
+    data = bytearray(plain[:start] + new + plain[end:])
+    at = moov
+    while at < start:  # all boxes around it grow
+        size = int.from_bytes(data[at : at + 4])
+        if at <= start < at + size and bytes(data[at + 4 : at + 8]) in (b"moov", b"trak", b"mdia", b"minf", b"stbl"):
+            data[at : at + 4] = (size + len(new) - (end - start)).to_bytes(4)
+            at += 8
+        else:
+            at += size
+    assert at == start
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changed", "words"),
+    [
+        (b"tkhd", lambda old: old[:-8] + struct.pack(">II", 5000 << 16, 5000 << 16), ""),
+        (b"stsc", lambda _: struct.pack(">II", 0, 5000) + bytes(12 * 5000), "runs of chunks"),
+        (b"stsc", lambda _: struct.pack(">IIIII", 0, 1, 1, 70_000, 1), "samples"),
+        (b"stco", lambda _: struct.pack(">II", 0, 20_000) + bytes(4 * 20_000), "chunks"),
+    ],
+)
+def test_tracks_that_claim_too_much_are_refused(kind: bytes, changed: Callable[[bytes], bytes], words: str) -> None:
+    if words:
+        with pytest.raises(TooLarge, match=f"more than [0-9]+ {words}"):
+            coded_pixels(animated(changed, kind))
+    else:
+        assert coded_pixels(animated(changed, kind)) == 5000**2
+
+
+def test_exif_of_a_track_is_looked_at_up_to_its_limit_too() -> None:
+    plain = written(picture(), exif=Image.Exif().tobytes() + bytes(EXIF_LIMIT))
+    with pytest.raises(TooLarge, match="bytes of EXIF"):
+        coded_pixels(plain)
+    meta = box(b"meta", found(plain, b"meta").replace(b"av01", b"none"))
+    moved = box(b"ftyp", found(plain, b"ftyp")) + box(b"moov", box(b"trak", meta)) + found(plain, b"mdat")
+    with pytest.raises(TooLarge, match="bytes of EXIF"):
+        coded_pixels(moved)
+
+
+@pytest.mark.parametrize(("kind", "most"), [(b"ipma", 2**15), (b"iref", 2**14)])
+def test_links_that_take_long_to_follow_are_refused(kind: bytes, most: int) -> None:
+    plain = written(picture())
+    more = box(kind, bytes(most + 1))
+    inside = box(b"iprp", more) if kind == b"ipma" else more
+    with pytest.raises(TooLarge, match=f"more than {most} bytes of {kind!r}"):
+        coded_pixels(box(b"ftyp", found(plain, b"ftyp")) + box(b"meta", bytes(4), inside))
+
+
+def test_parts_that_are_the_same_bytes_are_refused() -> None:
+    units = sequence() + frame() + b"\x7a\xd0\x86\x03" + bytes(50_000)  # the last is padding
+
+    def file(at: int, count: int) -> bytes:
+        numbers = range(1, count + 1)
+        places = b"".join(struct.pack(">HHHII", item, 0, 1, at, len(units)) for item in numbers)
+        infos = [box(b"infe", b"\2\0\0\0", struct.pack(">HH4s", item, 0, b"av01"), b"\0") for item in numbers]
+        iinf, iloc = struct.pack(">IH", 0, count), b"\0\0\0\0\x44\0" + struct.pack(">H", count)
+        meta = box(b"meta", bytes(4), box(b"iinf", iinf, *infos), box(b"iloc", iloc, places))
+        return box(b"ftyp", b"avif", bytes(4)) + meta
+
+    for count in (4, 5):
+        head = file(0, count)
+        data = file(len(head) + 8, count) + box(b"mdat", units)
+        if count == 4:
+            assert coded_pixels(data) == 4 * WIDTH * HEIGHT
+        else:
+            with pytest.raises(TooLarge, match=f"more than {4 * len(data)} bytes in its parts"):
+                coded_pixels(data)
 
 
 class Writer:
@@ -261,7 +378,8 @@ def test_floods_are_refused() -> None:
     places = b"\0\0\0\0\x44\0" + struct.pack(">H", 60_000)
     for name, data in {
         "boxes": head + box(b"free") * 20_000,
-        "coded parts": head + box(b"meta", bytes(4), box(b"iinf", bytes(6)), box(b"iloc", places, bytes(60_000 * 6))),
+        "places of parts": head
+        + box(b"meta", bytes(4), box(b"iinf", bytes(6)), box(b"iloc", places, bytes(60_000 * 6))),
         "units of AV1": of_units(sequence(), frame(), b"\x7a\0" * 70_000),
     }.items():
         with pytest.raises(TooLarge, match=f"more than [0-9]+ {name}"):
@@ -271,7 +389,7 @@ def test_floods_are_refused() -> None:
 def test_more_exif_than_is_looked_at_is_refused_before_it_is() -> None:
     exif = Image.Exif()
     exif[0x010E] = "a" * 2**20
-    with pytest.raises(TooLarge, match=f"{2**20} bytes of EXIF"):
+    with pytest.raises(TooLarge, match=f"{EXIF_LIMIT} bytes of EXIF"):
         probe(written(picture(), exif=exif), LIMITS)
 
 

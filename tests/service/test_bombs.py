@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from viq.pixels import EXIF_LIMIT
 from viq_serving.bombs import MeteredFile
 from viq_serving.errors import InvalidInput, TooLarge
 from viq_serving.images import ImageLimits, decode, probe
@@ -72,11 +73,35 @@ def test_what_only_looks_like_scans_does_no_harm() -> None:
         assert np.array_equal(decode(data, LIMITS), decode(plain, LIMITS)), name
 
 
+def test_scans_hidden_from_one_who_reads_otherwise_are_found() -> None:
+    """A decoder that looks for the next restart goes past FF 02 alone, so what seems its length is not one."""
+    plain = written(picture("L"), "JPEG", progressive=True)
+    last = plain[slice(*list(scans_of(plain))[-1])]
+    hidden = b"\xff\x02\xff\xff" + (last * 6000)[:65_533]
+    refused(plain[:-2] + hidden + plain[-2:], "more than 100 scans")
+
+
+def test_markers_without_end_are_refused() -> None:
+    plain = written(picture("L"), "JPEG", progressive=True)
+    scan = b"\xff\xef\0\x08\xff\xda\0\0\0\0"  # in a segment, so they are not scans
+    refused(plain[:-2] + scan * 101 + b"\xff\xfe\0\2" * MB + plain[-2:], "more than [0-9]+ markers")
+
+
+def test_filling_in_one_piece_is_refused_and_less_is_read() -> None:
+    plain = written(picture("L"), "JPEG")
+    refused(plain[:-2] + b"\xff" * MB + plain[-2:], f"{MB} bytes of filling")
+    almost = plain[:-2] + b"\xff" * 60_000 + plain[-2:]
+    assert np.array_equal(decode(almost, LIMITS), decode(plain, LIMITS))
+    for filled in (b"\xff" * 40_000 + b"\0", b"\xff" * 40_000):
+        data = plain[:-2] + filled + plain[-2:] + b"\xff\xda\0\x08" * 200
+        assert probe(data, LIMITS).patches == 16
+
+
 def test_exif_in_many_parts_is_refused() -> None:
     plain = written(picture(), "JPEG")
     part = b"\xff\xe1\0\x40Exif\0\0" + bytes(56)
-    assert decode(plain[:2] + part * 64 + plain[2:], LIMITS).shape == (64, 64, 3)
-    refused(plain[:2] + part * 65 + plain[2:], "65 parts, the limit is 64")
+    assert decode(plain[:2] + part * 16 + plain[2:], LIMITS).shape == (64, 64, 3)
+    refused(plain[:2] + part * 17 + plain[2:], "17 parts, the limit is 16")
 
 
 def chunk(kind: bytes, body: bytes) -> bytes:
@@ -96,7 +121,7 @@ def flood(format: str) -> dict[str, bytes]:
         plain = written(picture(), "JPEG")
         return {
             "comments": plain[:2] + b"\xff\xfe\0\2" * (MB // 4) + plain[2:],
-            "filling": plain[:2] + b"\xff" * MB + plain[2:],
+            "filling": plain[:2] + b"\xff" * (MB - 2) + plain[2:],
         }
     if format == "GIF":
         plain = written(picture("P"), "GIF")
@@ -112,16 +137,16 @@ def flood(format: str) -> dict[str, bytes]:
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "GIF", "PPM"])
 def test_a_flood_of_small_pieces_is_refused(format: str) -> None:
     for data in flood(format).values():
-        refused(data, f"its {len(data)} bytes take more than {4096 + len(data) // 64} reads")
+        refused(data, f"its {len(data)} bytes take more than {4096 + len(data) // 32} reads")
 
 
 def test_a_metered_file_allows_what_it_is_told_to() -> None:
     file = MeteredFile(bytes(6400))
     file.allow(7)
-    for _ in range(4096 + 100 + 7):
+    for _ in range(4096 + 200 + 7):
         file.read(1)
     for _ in range(2):
-        with pytest.raises(TooLarge, match="its 6400 bytes take more than 4203 reads"):
+        with pytest.raises(TooLarge, match="its 6400 bytes take more than 4303 reads"):
             file.read(1)
     assert file.getvalue() == bytes(6400)
 
@@ -193,6 +218,70 @@ def test_more_strips_than_a_picture_has_use_for_are_refused(large: bool, order: 
             refused(data, "tag 273 has 65537 values, the limit is 65536")
 
 
+def test_more_numbers_than_a_picture_has_use_for_are_refused_in_directories_of_exif_too() -> None:
+    inner = struct.pack("<HHHII", 1, 0x9999, 4, 2**16 + 1, 0) + bytes(4)
+    for tag, middle in ((34665, b""), (34853, b""), (34665, struct.pack("<HHHII", 1, 40965, 4, 1, 0) + bytes(4))):
+        start = len(tiff(*of_grey(16, 16, 1), (tag, 4, 1, 0)))
+        if middle:
+            middle = middle[:10] + struct.pack("<I", start + len(middle)) + middle[14:]
+        data = tiff(*of_grey(16, 16, 1), (tag, 4, 1, start), behind=middle + inner + bytes(4 * 2**16 + 4))
+        refused(data, "tag 39321 has 65537 values, the limit is 65536")
+    with pytest.raises(InvalidInput, match="tag 34665 is of type 16"):
+        decode(tiff(*of_grey(16, 16, 1), (34665, 16, 1, 8)), LIMITS)
+
+
+def test_directories_that_lead_to_themselves_come_to_an_end() -> None:
+    start = len(tiff(*of_grey(16, 16, 1), (34665, 4, 1, 0)))
+    inner = struct.pack("<HHHII", 1, 34665, 4, 1, start) + bytes(4)
+    with pytest.raises(InvalidInput, match="not an image"):
+        decode(tiff(*of_grey(16, 16, 1), (34665, 4, 1, start), behind=inner), LIMITS)
+    chain = b"".join(struct.pack("<HHHII", 1, 34665, 4, 1, start + 18 * (i + 1)) + bytes(4) for i in range(20))
+    refused(tiff(*of_grey(16, 16, 1), (34665, 4, 1, start), behind=chain), "more than 16 directories")
+
+
+def test_many_packed_texts_and_profiles_are_refused() -> None:
+    plain, profile = written(picture(), "PNG"), chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(1000)))
+    text = chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(1000)))
+    assert decode(plain[:33] + profile + text * 63 + plain[33:], LIMITS).shape == (64, 64, 3)
+    refused(plain[:33] + profile * 2 + text * 63 + plain[33:], "65 packed texts and profiles, the limit is 64")
+
+
+@pytest.mark.parametrize("packed", [zlib.compress(b""), b"\x80"])
+def test_strips_that_are_the_same_bytes_are_refused(packed: bytes) -> None:
+    strip, count = packed * (200_000 // len(packed)), 64
+    tags = [*of_grey(16, count, 32773), (278, 3, 1, 1)]
+    start = len(tiff(*tags, (273, 4, 2, 0), (279, 4, 2, 0)))
+    places, sizes = struct.pack("<I", start + 8 * count) * count, struct.pack("<I", len(strip)) * count
+    data = tiff(*tags, (273, 4, count, start), (279, 4, count, start + 4 * count), behind=places + sizes + strip)
+    refused(data, f"{len(data)} bytes has strips or tiles of {count * len(strip)} bytes")
+
+
+def jpeg_strip(rows: int, high: int, strip: bytes, *more: tuple[int, int, int, int]) -> bytes:
+    tags = [*of_grey(64, high, 7), (278, 3, 1, rows), (279, 4, 1, len(strip)), *more]
+    start = len(tiff(*tags, (273, 4, 1, 0)))
+    return tiff(*tags, (273, 4, 1, start), behind=strip)
+
+
+def test_jpeg_higher_than_its_strip_is_refused() -> None:
+    strip = written(picture("L"), "JPEG", progressive=True)
+    assert decode(jpeg_strip(64, 64, strip), LIMITS).shape == (64, 64, 3)
+    tall = written(picture("L").resize((64, 96)), "JPEG", progressive=True)
+    refused(jpeg_strip(64, 64, tall), "JPEG of 96 rows where 80 are the limit")
+    hidden = strip[:2] + b"\xff\xe0\0\x02" * 40 + strip[2:]
+    with pytest.raises(InvalidInput, match="does not begin with its size"):
+        decode(jpeg_strip(64, 64, hidden), LIMITS)
+
+
+def test_more_tags_than_any_file_has_are_refused() -> None:
+    data = tiff(*of_grey(16, 16, 1), *[(1000 + i, 3, 1, 0) for i in range(4100)])
+    refused(data, "4106 tags in one directory, the limit is 4096")
+
+
+def test_what_trips_an_assertion_of_the_decoder_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="cannot be decoded"):
+        decode(b"PyP 4 4 255\n" + bytes(16), LIMITS)
+
+
 def test_tags_on_top_of_each_other_are_refused() -> None:
     size = 100_000
     data = tiff(*of_grey(16, 16, 1), *[(40_000 + i, 1, size, 0) for i in range(10)], behind=bytes(size))
@@ -200,9 +289,14 @@ def test_tags_on_top_of_each_other_are_refused() -> None:
 
 
 def test_a_tiff_that_ends_before_its_tags_is_refused() -> None:
-    for data in (b"II*\0", b"II*\0\xff\xff\xff\xff", b"MM\0+\0\x08\0\0" + b"\xff" * 8):
+    for data in (b"II*\0", b"II*\0\xff\xff\xff\xff", b"II+\0\x08\0\0\0" + b"\xff" * 8):
         with pytest.raises(InvalidInput, match="cut off before its tags"):
             decode(data, LIMITS)
+
+
+def test_a_big_tiff_that_readers_take_for_two_things_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="high byte first"):
+        probe(tiff(*of_grey(16, 16, 1), large=True, order=">"), LIMITS)
 
 
 @pytest.mark.parametrize("kind", ["P1", "P2", "P3"])
@@ -214,9 +308,9 @@ def test_plain_pixels_among_comments(kind: str) -> None:
 
 
 def test_exif_before_or_behind_the_pixels_is_looked_at_up_to_its_limit() -> None:
-    plain, large = written(picture(), "PNG"), b"II*\0\x08\0\0\0\0\0" + bytes(MB)
+    plain, large = written(picture(), "PNG"), b"II*\0\x08\0\0\0\0\0" + bytes(EXIF_LIMIT)
     for data in (plain[:33] + chunk(b"eXIf", large) + plain[33:], plain[:-12] + chunk(b"eXIf", large) + plain[-12:]):
-        refused(data, f"bytes of EXIF, the limit is {MB}")
+        refused(data, f"bytes of EXIF, the limit is {EXIF_LIMIT}")
     assert decode(plain[:33] + chunk(b"eXIf", large[:-100]) + plain[33:], LIMITS).shape == (64, 64, 3)
 
 
@@ -235,7 +329,8 @@ def test_sound_files_of_many_pieces_are_read() -> None:
         "plain PPM": b"P3 256 256 255\n" + b" ".join(str(x).encode() for x in np.asarray(noise).reshape(-1)),
         "packed BMP": packed_bmp(256),
         "JPEG with restarts": written(noise, "JPEG", quality=95, restart_marker_blocks=1),
-        "TIFF in strips of a row": written(noise, "TIFF", compression="tiff_lzw", tiffinfo={278: 1}),
+        "TIFF in packed strips of a row": written(noise, "TIFF", compression="tiff_lzw", tiffinfo={278: 1}),
+        "TIFF in strips of a row": written(noise, "TIFF", tiffinfo={278: 1}),
     }
     for name, data in many.items():
         assert decode(data, LIMITS).shape == (256, 256, 3), name
