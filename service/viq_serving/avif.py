@@ -15,30 +15,34 @@ from dataclasses import dataclass
 from viq.pixels import EXIF_LIMIT
 from viq_serving.errors import InvalidInput, TooLarge
 
-_BOXES, _PARTS, _UNITS = 16_384, 4_096, 65_536
-"""Boxes, places of parts, and units of AV1 that are looked at; a picture of the largest size has fewer of each."""
+_BOXES, _PARTS, _UNITS, _SEQUENCES = 8_192, 4_096, 16_384, 4_096
+"""Boxes, places of parts, units of AV1 and headers of sequences that are looked at. No picture has so many."""
 
 _LINKS = {b"ipma": 2**15, b"iref": 2**14}
 """Bytes of boxes whose every number libavif looks for among all that came before: of 4,000 tiles they have fewer."""
 
-_RUNS, _CHUNKS, _SAMPLES = 2**12, 2**14, 2**16
-"""Of a track: runs of chunks, chunks, and samples, of each of which libavif makes an object."""
+_KINDS, _RUNS, _CHUNKS, _SAMPLES = 16, 2**12, 2**14, 2**16
+"""Of a track: kinds of samples, runs of chunks, chunks, and samples, of each of which libavif makes an object."""
 
+_FREE_BYTES = 2**24
+_SAMPLE_ENTRY = 78  # bytes of a kind of samples before its boxes
 _LEAST_PIXELS = 64 * 64  # a frame is decoded in blocks of no less
 
 _SEQUENCE_HEADER, _FRAME_HEADER, _FRAME, _REDUNDANT_HEADER = 1, 3, 6, 7
 _KEY_FRAME, _SWITCH_FRAME = 0, 3
 _ASK_THE_FRAME = 2  # of a choice that the sequence leaves to each frame
 
-_ONCE = {b"iinf", b"iloc", b"idat", b"iprp", b"ipco", b"mdia", b"minf", b"stbl"}
+_ONCE = {b"meta", b"iinf", b"iloc", b"idat", b"iprp", b"ipco", b"mdia", b"minf", b"stbl"}
 _ONCE |= {b"tkhd", b"stsd", b"stco", b"co64", b"stsz", b"stsc"}
 
 
 def is_avif(data: bytes) -> bool:
     """Whether a decoder of AVIF would look at `data`: its first box says what files like it do."""
+    if data[4:8] != b"ftyp":
+        return False
     end = int.from_bytes(data[:4])
     brands = data[8 : end if end > 1 else None]
-    return data[4:8] == b"ftyp" and (b"avif" in brands or b"avis" in brands)
+    return b"avif" in brands or b"avis" in brands
 
 
 def coded_pixels(data: bytes) -> int:
@@ -118,7 +122,7 @@ class _File:
             wide = self._number(info, 1) >= 3
             item, after = self._number(info + 4, 4 if wide else 2), info + (10 if wide else 8)
             {b"av01": pictures, b"Exif": exifs}.get(self._data[after : after + 4], set()).add(item)
-        for item, extents in self._places(*inside[b"iloc"], inside.get(b"idat", (0, 0))):
+        for item, extents in self._places(*inside[b"iloc"], inside.get(b"idat", (0, 0))[0]):
             size = sum(size for _, size in extents)
             if item in exifs and size > EXIF_LIMIT:
                 raise TooLarge(f"AVIF image has over {EXIF_LIMIT} bytes of EXIF")
@@ -148,7 +152,7 @@ class _File:
                     areas[item] = max(areas[item], claims[index] if index < len(claims) else 0)
         return areas
 
-    def _places(self, at: int, end: int, idat: tuple[int, int]) -> Iterator[tuple[int, list[tuple[int, int]]]]:
+    def _places(self, at: int, end: int, idat: int) -> Iterator[tuple[int, list[tuple[int, int]]]]:
         """Of each item in `iloc`: its number, and start and size of its extents."""
         version, sizes = self._number(at, 1), self._number(at + 4, 2)
         wide = 4 if version >= 2 else 2
@@ -161,7 +165,7 @@ class _File:
             in_idat = version > 0 and self._number(at, 2) & 15 == 1
             at += 4 if version else 2
             base, at = self._number(at, of_base), at + of_base
-            base, least = (base + idat[0], idat[1]) if in_idat else (base, len(self._data))
+            base += idat if in_idat else 0
             extents, extent_count, at = [], self._number(at, 2), at + 2
             self.count("places of parts", _PARTS, extent_count)
             for _ in range(extent_count):
@@ -169,7 +173,7 @@ class _File:
                 start = base + self._number(at, of_offset)
                 size = self._number(at + of_offset, of_length) if of_length else 0
                 at += of_offset + of_length
-                extents.append((start, size or max(0, least - start)))
+                extents.append((start, size))
             yield item, extents
         if at > end:
             raise InvalidInput("AVIF image: box b'iloc' is cut off")
@@ -181,13 +185,17 @@ class _File:
             inside = {kind: (start, stop) for kind, start, stop in self._boxes(at, end)}
             if b"meta" in inside:
                 yield from self._items(inside[b"meta"][0] + 4, inside[b"meta"][1])
-            if b"tkhd" in inside:  # its sides end it, in 65,536ths of a pixel
-                stop = inside[b"tkhd"][1]
-                area = (self._number(stop - 8, 4) >> 16) * (self._number(stop - 4, 4) >> 16)
+            if b"tkhd" in inside:
+                start = inside[b"tkhd"][0]
+                start += 88 if self._number(start, 1) == 1 else 76  # of the sides, in 65,536ths of a pixel
+                area = (self._number(start, 4) >> 16) * (self._number(start + 4, 4) >> 16)
             if inner not in inside:
                 return
             at, end = inside[inner]
-        table = {kind: start for kind, start, _ in self._boxes(at, end)}
+        inside = {kind: (start, stop) for kind, start, stop in self._boxes(at, end)}
+        table = {kind: start for kind, (start, _) in inside.items()}
+        if b"stsd" in inside and not self._is_av1(*inside[b"stsd"]):
+            return
         if not {b"stsd", b"stsz", b"stsc"} <= table.keys() or not table.keys() & {b"stco", b"co64"}:
             return
         if {b"stco", b"co64"} <= table.keys():
@@ -202,8 +210,17 @@ class _File:
         size = self._number(table[b"stsz"] + 4, 4) or self._number(table[b"stsz"] + 12, 4)
         yield self._joined([(self._number(chunks + 8, 8 if wide else 4), size)]), area
 
+    def _is_av1(self, at: int, end: int) -> bool:
+        """Whether a kind of samples is AV1; what is in all of them is counted, too."""
+        self.count("kinds of samples", _KINDS, self._number(at + 4, 4))
+        kinds = list(self._boxes(at + 8, end))
+        for _, start, stop in kinds:
+            for _ in self._boxes(start + _SAMPLE_ENTRY, stop):
+                pass
+        return any(kind == b"av01" for kind, _, _ in kinds)
+
     def _joined(self, extents: list[tuple[int, int]]) -> bytes:
-        self.count("bytes in its parts", 4 * len(self._data), sum(size for _, size in extents))
+        self.count("bytes in its parts", max(4 * len(self._data), _FREE_BYTES), sum(size for _, size in extents))
         return b"".join(self._data[start : start + size] for start, size in extents)
 
 
@@ -246,6 +263,7 @@ def _frames_of(part: bytes, file: _File) -> int:
     pixels = 0
     for kind, unit in _units(part, file):
         if kind == _SEQUENCE_HEADER:
+            file.count("headers of sequences", _SEQUENCES)
             sequence = _sequence(unit)
         elif kind in (_FRAME_HEADER, _FRAME, _REDUNDANT_HEADER):
             if sequence is None:

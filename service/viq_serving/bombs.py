@@ -79,14 +79,17 @@ class MeteredFile(io.BytesIO):
         return super().read(size)
 
 
-def refuse_before_opening(data: bytes) -> None:
-    """Raise `TooLarge` or `InvalidInput` for what would cost much already to open, or says so in its bytes."""
+def refuse_before_opening(data: bytes) -> int | None:
+    """Raise `TooLarge` or `InvalidInput` for what would cost much already to open, or says so in its bytes.
+
+    Of AVIF, the pixels that are to be decoded.
+    """
     if data.startswith(JPEG_START):
         _refuse_scans(data)
     elif _TIFF.match(data):
         _refuse_tags(data)
     elif is_avif(data):
-        coded_pixels(data)
+        return coded_pixels(data)
     elif data.startswith(b"\x89PNG"):
         texts = sum(data.count(kind) for kind in (b"iCCP", b"iTXt", b"zTXt"))  # each unpacks to up to a megabyte
         if texts > _PACKED_TEXTS:
@@ -95,10 +98,14 @@ def refuse_before_opening(data: bytes) -> None:
         comments = data.count(b"#")
         if comments > _COMMENTS:
             raise TooLarge(f"PPM image has {comments} comments, the limit is {_COMMENTS}")
+    return None
 
 
-def refuse_before_loading(image: ImageFile.ImageFile, data: bytes) -> None:
-    """Raise `TooLarge` or `InvalidInput` if more is to be decoded than an open image claims to be."""
+def refuse_before_loading(image: ImageFile.ImageFile, data: bytes, coded: int | None) -> None:
+    """Raise `TooLarge` or `InvalidInput` if more is to be decoded than an open image claims to be.
+
+    `coded` is what `refuse_before_opening` gave.
+    """
     width, height = image.size
     limit = max(_HIDDEN * width * height, _FREE_PIXELS)
     exif = image.info.get("exif", b"")
@@ -111,7 +118,7 @@ def refuse_before_loading(image: ImageFile.ImageFile, data: bytes) -> None:
             _refuse_tall(image, data)
         _allow(image, 4 * len(image.tile))
     elif image.format == "AVIF":
-        pixels = coded_pixels(data)
+        pixels = coded_pixels(data) if coded is None else coded
         if pixels > limit:
             raise TooLarge(f"AVIF image of {width}x{height} has {pixels} pixels in its frames, the limit is {limit}")
     elif image.format in ("BMP", "PPM"):

@@ -127,7 +127,7 @@ def _open(data: bytes, limits: ImageLimits) -> ImageFile.ImageFile:
     if data.startswith(PNG_START):
         # Pillow opens a PNG only when all that stands before the pixels is sound; its claim is read first.
         _refuse_over(int.from_bytes(data[20:24]), int.from_bytes(data[16:20]), limits)
-    refuse_before_opening(data)
+    coded = refuse_before_opening(data)
     try:
         image = Image.open(MeteredFile(data), formats=FORMATS)
     except ViQError:
@@ -141,7 +141,7 @@ def _open(data: bytes, limits: ImageLimits) -> ImageFile.ImageFile:
         kind = TooLarge if "too large" in str(error) else InvalidInput
         raise kind(f"image header cannot be read: {error}") from None
     _refuse_over(image.height, image.width, limits)
-    refuse_before_loading(image, data)
+    refuse_before_loading(image, data, coded)
     return image
 
 
