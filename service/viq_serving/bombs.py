@@ -55,7 +55,7 @@ _TIFF_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 
 
 
 class MeteredFile(io.BytesIO):
-    """A file that says `TooLarge` when it is read in more pieces than the decoders of all but freaks have use for.
+    """A file that says `TooLarge` when it is read in more pieces than what encoders make has use for.
 
     Pillow reads headers a few bytes at a time; a file of millions of empty blocks holds Python's lock for minutes.
     """
@@ -135,7 +135,9 @@ def _refuse_scans(data: bytes) -> None:
     if parts > _EXIF_PARTS and (parts := len(_EXIF_PART.findall(data))) > _EXIF_PARTS:  # Pillow joins them
         raise TooLarge(f"JPEG image has EXIF in {parts} parts, the limit is {_EXIF_PARTS}")
     if _FILLING in data:  # libjpeg goes back to its start for each block of the file that continues it
-        raise TooLarge(f"JPEG image has {len(_FILLING)} bytes of filling in one piece, the limit is one less")
+        raise TooLarge(
+            f"JPEG image has {len(_FILLING)} bytes of filling in one piece, the limit is {len(_FILLING) - 1}"
+        )
     if data.count(bytes((0xFF, _SCAN))) <= _SCANS:
         return  # which is nearly all; what follows takes time
     scans = markers = at = 0

@@ -267,6 +267,11 @@ def test_jpeg_higher_than_its_strip_is_refused() -> None:
     assert decode(jpeg_strip(64, 64, strip), LIMITS).shape == (64, 64, 3)
     tall = written(picture("L").resize((64, 96)), "JPEG", progressive=True)
     refused(jpeg_strip(64, 64, tall), "JPEG of 96 rows where 80 are the limit")
+    frame = b"\xff\xfe\0\x0e" + tall[tall.index(b"\xff\xc2") :][:12].replace(
+        struct.pack(">H", 96), struct.pack(">H", 64)
+    )
+    filled = tall.replace(b"\xff\xc2", b"\xff" * 3 + b"\xc2", 1)
+    refused(jpeg_strip(64, 64, filled[:2] + frame + filled[2:]), "JPEG of 96 rows")
     hidden = strip[:2] + b"\xff\xe0\0\x02" * 40 + strip[2:]
     with pytest.raises(InvalidInput, match="does not begin with its size"):
         decode(jpeg_strip(64, 64, hidden), LIMITS)

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from viq.errors import InvalidInput, TooLarge
-from viq_serving.images import ImageHeader, ImageLimits, decode, encode_picture, over_limit, probe
+from viq_serving.images import ImageHeader, ImageLimits, claimed_patches, decode, encode_picture, over_limit, probe
 from viq_serving.types import PictureFormat
 
 LIMITS = ImageLimits()
@@ -91,3 +91,12 @@ def test_over_limit_begins_with_the_name_of_the_limit() -> None:
 def test_formats_off_the_list_are_never_opened(start: bytes) -> None:
     with pytest.raises(InvalidInput, match="not an image of a known format"):
         probe(start + bytes(100), LIMITS)
+
+
+def test_a_jpeg_claims_the_size_of_its_frame_whatever_stands_before_it() -> None:
+    plain = file_of(Image.new("RGB", (40, 24)), "JPEG")
+    rest = plain[2:]
+    for before in (b"", b"\xff" * 5, b"\xff\xd0", b"\xff\x01\xff\xd7", b"\xff\xfe\0\x09\xff\xc0\0\x11\x08\0\x10"):
+        assert claimed_patches(plain[:2] + before + rest, LIMITS) == 6, before
+    for before in (b"\xff\0", b"\xff\x02\0\x02", b"\xff\xd8", b"\xff\xd9", b"\xff\xf0\0\x02", b"\xff\xfe\0\x02" * 256):
+        assert claimed_patches(plain[:2] + before + rest, LIMITS) is None, before
