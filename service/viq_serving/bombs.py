@@ -200,18 +200,13 @@ def _tags_at(at: int, data: bytes, order: str, *, large: bool) -> Iterator[tuple
 
 
 def _refuse_tiles(image: TiffImagePlugin.TiffImageFile, limit: int) -> None:
-    tags = (
-        TiffImagePlugin.IMAGEWIDTH,
-        TiffImagePlugin.TILEWIDTH,
-        TiffImagePlugin.IMAGELENGTH,
-        TiffImagePlugin.TILELENGTH,
-    )
-    sides = [image.tag_v2.get(tag) for tag in tags]
-    if sides[1] is None and sides[3] is None:
+    sides = image.tag_v2.get(TiffImagePlugin.TILEWIDTH), image.tag_v2.get(TiffImagePlugin.TILELENGTH)
+    if sides == (None, None):
         return  # in strips, which end where the image does
-    wide, across, high, down = (side if isinstance(side, int) else 0 for side in sides)
+    wide, high = (_number(image, tag, 0) for tag in (TiffImagePlugin.IMAGEWIDTH, TiffImagePlugin.IMAGELENGTH))
+    across, down = (side if isinstance(side, int) else 0 for side in sides)
     if not (across > 0 and down > 0):
-        raise InvalidInput(f"TIFF image of {wide}x{high} is in tiles of {sides[1]}x{sides[3]}")
+        raise InvalidInput(f"TIFF image of {wide}x{high} is in tiles of {sides[0]}x{sides[1]}")
     pixels = -(-wide // across) * across * -(-high // down) * down
     if pixels > limit:
         raise TooLarge(
