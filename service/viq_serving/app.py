@@ -135,7 +135,8 @@ class Service:
 
     async def _live(self, tokenizer: Tokenizer, doors: Doors) -> int:
         """Load, serve until asked to stop, drain. A stop while loading needs no drain: nobody was sent here yet."""
-        loading = asyncio.create_task(tokenizer.load(lambda: _models(self._settings)))
+        # Ready only when every port is open: who then sends calls must not find one closed.
+        loading = asyncio.create_task(tokenizer.load(lambda: _models(self._settings), doors.loaded))
         ending = asyncio.create_task(_first(self._stop, self._lost))
         await asyncio.wait({loading, ending}, return_when=asyncio.FIRST_COMPLETED)
         if not loading.done():
@@ -145,12 +146,6 @@ class Service:
         if loading.exception() is not None:
             ending.cancel()
             return _unusable(loading.exception())
-        try:
-            await doors.loaded()
-        except CannotListen as error:
-            ending.cancel()
-            log.error("%s", error)
-            return UNUSABLE
         collecting = asyncio.create_task(garbage.collect(lambda: tokenizer.idle))
         log.info("ready: %s", ", ".join(f"{one.label} {one.fingerprint}" for one in tokenizer.models()))
         await ending
@@ -235,7 +230,9 @@ def _models(settings: Settings) -> Sequence[Model]:
 
 
 def _unusable(error: BaseException | None) -> int:
-    if isinstance(error, ViQError):
+    if isinstance(error, CannotListen):
+        log.error("%s", error)
+    elif isinstance(error, ViQError):
         log.error("weights cannot be used: %s", error)
     else:
         log.error("weights cannot be loaded", exc_info=error)

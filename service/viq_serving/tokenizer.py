@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
@@ -78,11 +78,15 @@ class Tokenizer:
         """Where in its life the service is; requests are answered while "ready" and "draining"."""
         return self._life.state
 
-    async def load(self, load: Callable[[], Sequence[Model]]) -> None:
-        """Run `load` and warm-up forwards, then be ready. A size that comes again begins another replica."""
+    async def load(
+        self, load: Callable[[], Sequence[Model]], then: Callable[[], Awaitable[None]] | None = None
+    ) -> None:
+        """Run `load`, warm-up forwards and `then`, and be ready. A size that comes again begins another replica."""
         replicas = await self._engine.load(load, self._lose)
         for model in self._catalogue.fill(replicas):
             self._metrics.loaded(model)
+        if then is not None:
+            await then()
         if self._life.state == "loading":
             self._life.become("ready")
 
