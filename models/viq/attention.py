@@ -128,18 +128,18 @@ def _(q: Tensor, k: Tensor, v: Tensor, ends: Tensor, longest: Tensor) -> Tensor:
 
 def _by_image(q: Tensor, k: Tensor, v: Tensor, ends: Tensor, longest: Tensor) -> Tensor:
     # Read by TorchScript, with what that knows of Python.
-    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     a, b, c, start = q.transpose(0, 1)[None], k.transpose(0, 1)[None], v.transpose(0, 1)[None], 0
     bounds: list[int] = ends.long().tolist()
+    parts: list[Tensor] = []
     for end in bounds[1:]:
         rows = end - start
         if rows > 0:
             image = F.scaled_dot_product_attention(
                 a.narrow(2, start, rows), b.narrow(2, start, rows), c.narrow(2, start, rows)
             )
-            out.narrow(0, start, rows).copy_(image[0].transpose(0, 1))
+            parts.append(image[0].transpose(0, 1))
         start = end
-    return out
+    return torch.cat(parts)
 
 
 def _widened_by_image(q: Tensor, k: Tensor, v: Tensor, ends: Tensor, longest: Tensor) -> Tensor:

@@ -79,8 +79,7 @@ class Encoder(nn.Module):
 
     def rotations(self, packing: Packing) -> Tensor:
         """Cosines and sines of the head-wise blocks, `(2, rows, S, F)`."""
-        tables = [self._rotations[grid] for grid in packing.grids]
-        return torch.stack([packing.pad(_joined([table[part] for table in tables])) for part in (0, 1)])
+        return packing.joined([self._rotations[grid] for grid in packing.grids], dim=1)
 
     def position_rows(self, grid: tuple[int, int]) -> Tensor:
         """The position embedding resized to `grid`, `(N, C)`."""
@@ -104,7 +103,7 @@ class Encoder(nn.Module):
         trains = torch.is_grad_enabled() and self.pos_embed.requires_grad
         kept = self._position_cache()
         rows = [self.position_rows(grid) if trains else kept[grid] for grid in packing.grids]
-        return packing.pad(_joined(rows))
+        return packing.joined(rows)
 
     def _position_cache(self) -> GridCache:
         """The rows of this parameter as it is now; an optimizer, or other weights, change it."""
@@ -120,10 +119,6 @@ class Encoder(nn.Module):
         for block in self.trunk:
             x = block(x, packing)
         return x
-
-
-def _joined(rows: list[Tensor]) -> Tensor:
-    return torch.cat(rows) if len(rows) > 1 else rows[0]
 
 
 def encoder_shape(shapes: dict[str, tuple[int, ...]], heads: int, levels: Sequence[int]) -> EncoderShape:

@@ -35,7 +35,7 @@ class HeadwiseAttention(nn.Module):
         qkv = self.qkv(self.decrease_dim(z))
         inner = qkv.shape[1] // 3
         q, k, v = qkv.view(-1, CODES_PER_PATCH, 3, inner).unbind(2)
-        out = attention(rope.rotate(q, table), rope.rotate(k, table), v, packing)
+        out = attention(rope.rotate_(q, table), rope.rotate_(k, table), v, packing)
         return self.increase_dim(self.proj(out.reshape(-1, inner)))  # type: ignore[no-any-return]
 
 

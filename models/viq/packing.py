@@ -116,6 +116,14 @@ class Packing:
             kept[device] = found
         return kept[device]
 
+    def joined(self, parts: Sequence[Tensor], dim: int = 0) -> Tensor:
+        """The parts of all images one after another along `dim`, `patches` long together, then zeros up to `rows`."""
+        if self.rows > self.patches:
+            shape = list(parts[0].shape)
+            shape[dim] = self.rows - self.patches
+            parts = [*parts, parts[0].new_zeros(shape)]
+        return torch.cat(list(parts), dim)
+
     def pad(self, packed: Tensor) -> Tensor:
         """`(patches, …)` to `(rows, …)`, the added rows zero."""
         if packed.shape[0] == self.rows:

@@ -44,11 +44,19 @@ def rotate(x: Tensor, table: Tensor) -> Tensor:
     """Rotate `(N, S, D)` by `table` `(2, N, S, F)`; element `i` pairs with `i + F`."""
     a, b = x.chunk(2, dim=-1)
     cos, sin = table[0], table[1]
+    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
+
+
+def rotate_(x: Tensor, table: Tensor) -> Tensor:
+    """`rotate`, of the same bits, written over `x`, which nobody else may hold; returns it.
+
+    Something new comes back where a gradient, autocast or a graph for others may want `x` as it was.
+    """
     if functional() or (torch.is_grad_enabled() and x.requires_grad) or x.dtype != table.dtype:
-        return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
-    # The same values, straight into both halves of what they are joined to.
-    rotated = x.new_empty(x.shape)
-    first, second = rotated.chunk(2, dim=-1)
-    torch.mul(a, cos, out=first).sub_(b * sin)
-    torch.mul(a, sin, out=second).add_(b * cos)
-    return rotated
+        return rotate(x, table)
+    a, b = x.chunk(2, dim=-1)
+    cos, sin = table[0], table[1]
+    of_a, of_b = a * sin, b * sin
+    a.mul_(cos).sub_(of_b)
+    b.mul_(cos).add_(of_a)
+    return x

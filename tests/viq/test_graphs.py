@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from viq import rope
 from viq.attention import _DENSE_WIDTH, _cudnn, _flash, _varlen, attention, by_size
 from viq.encoder import Encoder, EncoderShape
 from viq.errors import InvalidInput
@@ -56,6 +57,8 @@ def test_packs_of_every_kind_have_the_eager_codes_though_they_share_buffers(enco
         assert codes is not None
         assert torch.equal(codes, encoder(patches, packing)[: packing.patches * 4]), grids
     assert len(recorded) == 2  # graphs of 256 and of 512 rows
+    table, weight = encoder.rotations(Packing.of([(1, 256)])), encoder.project_in.weight
+    assert torch.equal(table, rope.table((1, 256), 4, 16, weight.dtype))  # what the buffers were made of is untouched
 
 
 @torch.inference_mode()

@@ -36,6 +36,17 @@ def test_split_undoes_pad(grids: list[tuple[int, int]], per_patch: int) -> None:
         assert torch.equal(part, image.repeat_interleave(per_patch, 0))
 
 
+@given(grids=grids, dim=st.sampled_from([0, 1]))
+def test_joined_parts_are_those_of_a_split(grids: list[tuple[int, int]], dim: int) -> None:
+    packing = Packing.of(grids, 8)
+    images = [torch.full((h * w, 3), float(i + 1)) for i, (h, w) in enumerate(grids)]
+    joined = packing.joined([image.movedim(0, dim) for image in images], dim).movedim(dim, 0)
+    assert joined.shape == (packing.rows, 3)
+    assert not joined[packing.patches :].any()
+    for part, image in zip(packing.split(joined), images, strict=True):
+        assert torch.equal(part, image)
+
+
 @pytest.mark.parametrize("bad", [[], [(0, 3)], [(2, 2), (3, -1)]])
 def test_grids_without_patches_are_refused(bad: list[tuple[int, int]]) -> None:
     with pytest.raises(InvalidInput, match=r"no images|no patches"):
