@@ -10,6 +10,7 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
+from loadtest.gpu.bits import same_bits
 from loadtest.gpu.record import Record
 from loadtest.gpu.timing import seconds, wall
 from torch import Tensor
@@ -67,7 +68,8 @@ def _alone(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def _bits(record: Record, q: Tensor, k: Tensor, v: Tensor) -> None:
-    """The product's attention: alone, between others, beside a longer one, and with a longest length too large."""
+    """The product's attention: alone, between others, beside a longer one, and with a longest length too large. Then
+    the kernels for one image: again, and from a part of a pack. Last what must not be done: several images stacked."""
     patches, alone = q.shape[0], _alone(q, k, v)
     for name, before, after in (("between others", 37, 64), ("beside a larger one", 0, 2 * patches), ("last", 129, 0)):
         company = [n for n in (before, patches, after) if n]
@@ -76,8 +78,35 @@ def _bits(record: Record, q: Tensor, k: Tensor, v: Tensor) -> None:
             others = torch.randn(before + after, *t.shape[1:], device=t.device, dtype=t.dtype)
             packed.append(torch.cat([others[:before], t, others[before:]]))
         out = attention(packed[0], packed[1], packed[2], Packing.of([(1, n) for n in company]))
-        record.add(bits=name, N=patches, D=q.shape[2], equal=torch.equal(out[before : before + patches], alone))
+        equal = same_bits(out[before : before + patches], alone)
+        record.add(bits=name, N=patches, D=q.shape[2], equal=equal, holds=equal)
     ends = torch.tensor([0, patches, patches, patches], dtype=torch.int32, device=q.device)
     for longest in (patches, 2 * patches, 16_384):
         out = attention(q, k, v, Ends(ends, torch.tensor([longest])))
-        record.add(bits=f"longest said to be {longest}", N=patches, D=q.shape[2], equal=torch.equal(out, alone))
+        equal = same_bits(out, alone)
+        record.add(bits=f"longest said to be {longest}", N=patches, D=q.shape[2], equal=equal, holds=equal)
+    for name, kernel in list(_kernels(q.device).items())[1:]:
+        with record.tried(bits=f"{name}: again, and out of a pack", N=patches, D=q.shape[2]):
+            once, again = kernel(q, k, v), kernel(q, k, v)
+            # As a part of a pack has them: strided, and not at the beginning.
+            wide = torch.randn(patches + 101, 3, *q.shape[1:], device=q.device, dtype=q.dtype)
+            for i, t in enumerate((q, k, v)):
+                wide[37 : 37 + patches, i] = t
+            part = kernel(*wide[37 : 37 + patches].unbind(1))
+            equal = same_bits(once, again) and same_bits(once, part)
+            record.add(bits=f"{name}: again, and out of a pack", N=patches, D=q.shape[2], equal=equal)
+            stacked = _stacked(name, q, k, v)
+            if stacked is not None:
+                record.add(
+                    control=f"{name}: four images stacked", N=patches, D=q.shape[2], equal=same_bits(stacked, once)
+                )
+
+
+def _stacked(name: str, q: Tensor, k: Tensor, v: Tensor) -> Tensor | None:
+    """The first of four equal images that are attended in one call, by torch's own way to the kernel."""
+    backend = {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}.get(name)
+    if backend is None:
+        return None
+    with sdpa_kernel(backend):
+        a, b, c = (t.transpose(0, 1)[None].expand(4, -1, -1, -1).contiguous() for t in (q, k, v))
+        return F.scaled_dot_product_attention(a, b, c)[0].transpose(0, 1)

@@ -21,6 +21,7 @@ LAYERS = {
     "headwise fc2": (6144, 1536, True),
     "decrease_dim": (1536, 256, True),
     "headwise qkv": (256, 768, True),
+    "headwise proj": (256, 256, True),
     "increase_dim": (256, 1536, True),
     "project_in": (1536, 16, True),
 }

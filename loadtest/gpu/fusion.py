@@ -62,8 +62,8 @@ def _head(record: Record, device: torch.device, dtype: torch.dtype) -> None:
         record.add(
             what="head", side=side, values_equal=float((eager == other).float().mean()),
             codes_equal=float((quantise(eager, encoder.levels) == quantise(other, encoder.levels)).float().mean()),
-            eager_ms=seconds(lambda x=x, p=packing, t=table: encoder.head(x, p, t), device) * 1e3,  # type: ignore[misc]
-            compiled_ms=seconds(lambda x=x, p=packing, t=table: fused(x, p, t), device) * 1e3,  # type: ignore[misc]
+            eager_ms=seconds(lambda x=x, p=packing, t=table: encoder.head(x, p, t), device, queued=False) * 1e3,  # type: ignore[misc]
+            compiled_ms=seconds(lambda x=x, p=packing, t=table: fused(x, p, t), device, queued=False) * 1e3,  # type: ignore[misc]
         )  # fmt: skip
 
 
@@ -132,10 +132,12 @@ def _passes(record: Record, rows: int, width: int, dtype: torch.dtype, device: t
         "rotary": lambda: rope.rotate(heads, table),
     }
     for name, call in calls.items():
-        row = {"eager_ms": seconds(call, device) * 1e3}
-        if compiled:
+        record.add(what=name, rows=rows, eager_ms=seconds(call, device) * 1e3, predicted=PREDICTED.get(name))
+        if not compiled:
+            continue
+        with record.tried(what=f"{name}, compiled", rows=rows):
             fused = torch.compile(call, dynamic=True)
-            row["first_ms"] = wall(fused, device) * 1e3
-            row["compiled_ms"] = seconds(fused, device) * 1e3
-            row["values_equal"] = float((call() == fused()).float().mean())
-        record.add(what=name, rows=rows, **row, predicted=PREDICTED.get(name))
+            record.add(
+                what=f"{name}, compiled", rows=rows, first_ms=wall(fused, device) * 1e3,
+                ms=seconds(fused, device) * 1e3, values_equal=float((call() == fused()).float().mean()),
+            )  # fmt: skip

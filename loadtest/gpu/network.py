@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from viq.config import variant
 from viq.encoder import Encoder, EncoderShape
+from viq.graphs import Pair
 from viq.hardware import prepare_cuda
 from viq.packing import Packing
 
@@ -36,9 +37,14 @@ class Pack:
     predicted_share_fa2: float | None = None
     predicted_share_cudnn: float | None = None
 
-    def packing(self, multiple: int) -> Packing:
-        """Where the images lie."""
-        return Packing.of([(side // 16, side // 16) for side in self.sides], multiple)
+    def packing(self, multiple: int, dense_from: int = 0) -> Packing:
+        """Where the images lie; those of at least `dense_from` patches are attended by cuDNN, if it is not 0."""
+        return Packing.of([(side // 16, side // 16) for side in self.sides], multiple, dense_from)
+
+    @property
+    def patches(self) -> int:
+        """Patches of all images together."""
+        return sum((side // 16) ** 2 for side in self.sides)
 
 
 PACKS = (
@@ -50,9 +56,19 @@ PACKS = (
     Pack("11 × 256² = 2816 rows", (256,) * 11),
     Pack("33 × 256² = 8448 rows", (256,) * 33),
     Pack("32 × 256²", (256,) * 32, 53.9, 0.67, 0.68),
+    Pack("8 × 512²", (512,) * 8, 57.6),
+    Pack("2 × 512² + 16 × 256² + 32 × 128²", (512,) * 2 + (256,) * 16 + (128,) * 32),
+    Pack("22 × 256² = 5632 rows", (256,) * 22),
+    Pack("44 × 256² = 11264 rows", (256,) * 44),
+    Pack("66 × 256² = 16896 rows", (256,) * 66),
     Pack("1024² + 2 × 512² + 8 × 256²", (1024, 512, 512) + (256,) * 8, 64.0, 0.62, 0.69),
     Pack("1536² + 1024² + 2 × 512² + 4 × 256²", (1536, 1024, 512, 512) + (256,) * 4, 166, 0.57, 0.70),
 )
+# Of these no number of rows is one that needs no rounding.
+ODD_PACKS = (Pack("240²", (240,)), Pack("3 × 16²", (16,) * 3), Pack("100 × 48²", (48,) * 100),
+             Pack("7 × 400² + 9 × 80²", (400,) * 7 + (80,) * 9), Pack("1040²", (1040,)))  # fmt: skip
+DENSE_FROM = 2049
+"""Patches of an image from which on cuDNN attends where it is asked for: above all that graphs compute."""
 TINY_PACKS = (Pack("64²", (64,)), Pack("64² + 2 × 32²", (64, 32, 32)))
 
 
@@ -119,11 +135,12 @@ def flop(network: Encoder, packing: Packing) -> float:
     return total
 
 
-def again(run: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+def again(run: Callable[[], Pair]) -> tuple[Callable[[], None], Pair]:
     """In place of a recorded graph where there are none: the same function on the same buffers, computed again."""
-    out = run().clone()
+    values, codes = (one.clone() for one in run())
 
     def replay() -> None:
-        out.copy_(run())
+        for buffer, result in zip((values, codes), run(), strict=True):
+            buffer.copy_(result)
 
-    return replay, out
+    return replay, (values, codes)

@@ -64,6 +64,8 @@ class Record:
     def end(self, status: str, reason: str = "") -> None:
         """No more rows: `done`, `skipped` or `failed`, and why."""
         self._content |= {"status": status, "reason": reason}
+        if "clocks" in self._content.get("machine", {}):
+            self._content["machine"]["clocks_at_the_end"] = clocks()
         self._write()
         if status == "done" and self._path != self._final:
             self._path.replace(self._final)
@@ -74,7 +76,9 @@ class Record:
         held = self._content
         told = {"step": held["step"], "status": held["status"], "rows": len(held["rows"]), "file": str(self._path)}
         lacking = sum("error" in row or "skipped" in row for row in held["rows"])
-        return {**told, "rows_that_failed": lacking} if lacking else told
+        broken = sum(row.get("holds") is False for row in held["rows"])
+        told |= {"rows_that_failed": lacking} if lacking else {}
+        return told | ({"promises_that_do_not_hold": broken} if broken else {})
 
     def _write(self) -> None:
         self._content["seconds"] = round(time.monotonic() - self._begun, 2)
@@ -109,9 +113,14 @@ def machine(device: torch.device) -> dict[str, Any]:
             "multiprocessors": properties.multi_processor_count,
             "memory_gib": round(properties.total_memory / 2**30, 1),
             "driver": _smi("driver_version"),
-            "clocks": _smi("clocks.sm,clocks.max.sm,power.limit"),
+            "clocks": clocks(),
         }
     return facts
+
+
+def clocks() -> str:
+    """Clock of the multiprocessors now and at most, temperature, power drawn and allowed."""
+    return _smi("clocks.sm,clocks.max.sm,temperature.gpu,power.draw,power.limit")
 
 
 def _status(path: Path) -> object:

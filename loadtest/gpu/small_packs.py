@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from statistics import median
+from time import perf_counter
+
 import torch
 from loadtest.gpu import network
+from loadtest.gpu.bits import same_bits
 from loadtest.gpu.record import Record
-from loadtest.gpu.timing import peak_mib, seconds, wall
+from loadtest.gpu.timing import held_mib, seconds, wall
 
 from viq.encoder import Encoder
 from viq.graphs import BUDGETS, Graphs
@@ -20,9 +24,12 @@ GRIDS = (
     ((32, 32),),
     ((16, 16),) * 5 + ((3, 50),),
     ((32, 32), (16, 16), (16, 16)),
+    ((16, 16), (15, 16)),
+    ((8, 8),) * 30,
     ((45, 45),),
 )
 PREDICTED_LONE_256_MS = 4.0
+_LONE_CALLS = 20
 
 
 @torch.inference_mode()
@@ -30,8 +37,13 @@ def run(record: Record, device: torch.device, tiny: bool) -> None:
     """Each pack eagerly and by a graph; on a CPU, where there are none, the same buffers are computed on again."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     encoder = network.encoder(device, dtype, tiny)
-    multiple = row_multiple(encoder)
+    multiple, before = row_multiple(encoder), held_mib(device)
+    begun = perf_counter()
     graphs = Graphs(encoder, multiple, None if device.type == "cuda" else network.again)
+    record.add(
+        what="recording all of them", seconds=perf_counter() - begun, held_mib_before=before,
+        held_mib=held_mib(device), dropped=graphs.dropped, holds=not graphs.dropped,
+    )  # fmt: skip
     for grids in GRIDS[1:3] if tiny else GRIDS:
         with record.tried(grids=[list(grid) for grid in grids]):
             _pack(record, encoder, graphs, grids, Packing.of(grids, multiple), device, dtype)
@@ -42,15 +54,18 @@ def _pack(
     device: torch.device, dtype: torch.dtype,
 ) -> None:  # fmt: skip
     x = network.inputs(packing, device, dtype)
-    codes = graphs.codes(x, packing)
-    if codes is None:
-        raise RuntimeError(f"{packing.patches} patches are over the largest graph, {BUDGETS[-1]}")
-    real = encoder(x, packing)[: codes.shape[0]]
+    graph = graphs.graph_for(packing)
+    if graph is None:
+        raise RuntimeError(f"no graph for {packing.patches} patches: over {BUDGETS[-1]}, or dropped")
+    values, codes = graph.replayed(x, packing)
+    equal = same_bits(values, encoder.project(x, packing)[: len(values)])
+    codes_equal = torch.equal(codes, encoder(x, packing)[: len(codes)])
     taken = {}
     for name, call in (("eager", lambda: encoder(x, packing)), ("graph", lambda: graphs.codes(x, packing))):
-        taken[f"{name}_ms"] = seconds(call, device) * 1e3
-        taken[f"{name}_alone_ms"] = wall(call, device) * 1e3
+        taken[f"{name}_ms"] = seconds(call, device, queued=False) * 1e3
+        taken[f"{name}_alone_ms"] = median(wall(call, device) for _ in range(_LONE_CALLS)) * 1e3
     record.add(
-        grids=[list(grid) for grid in grids], patches=packing.patches, equal=torch.equal(codes, real), **taken,
-        predicted_ms=PREDICTED_LONE_256_MS if grids == GRIDS[0] else None, peak_mib=peak_mib(device),
+        grids=[list(grid) for grid in grids], patches=packing.patches, rows=graph.rows, longest=graph.longest,
+        values_equal=equal, codes_equal=codes_equal, holds=equal and codes_equal, **taken,
+        predicted_ms=PREDICTED_LONE_256_MS if grids == GRIDS[0] else None,
     )  # fmt: skip

@@ -8,6 +8,8 @@ from collections.abc import Callable
 
 import torch
 
+_AHEAD_CYCLES = 60_000_000  # some 30 ms, in which ten calls of several launches each are queued
+
 
 def wait(device: torch.device) -> None:
     """Until the device has done all it was given."""
@@ -15,14 +17,23 @@ def wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def seconds(call: Callable[[], object], device: torch.device, repeats: int = 10, warm: int = 2) -> float:
-    """Median seconds of `call` on the device; on CUDA between events, so that launches overlap as they do in use."""
+def seconds(
+    call: Callable[[], object], device: torch.device, repeats: int = 10, warm: int = 2, *, queued: bool = True
+) -> float:
+    """Median seconds of `call` on the device; on CUDA between events.
+
+    `queued`: the device is first given something else to do, so that all calls wait for it in its queue and none of
+    them for the host, which takes longer to launch a short kernel than that runs. Without, a call of many launches
+    takes as long as these, if they take longer.
+    """
     for _ in range(warm):
         call()
     wait(device)
     if device.type != "cuda":
         return statistics.median(_wall(call) for _ in range(repeats))
     marks = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(repeats)]
+    if queued:
+        torch.cuda._sleep(_AHEAD_CYCLES)
     for begin, end in marks:
         begin.record()
         call()
@@ -47,6 +58,11 @@ def peak_mib(device: torch.device) -> float | None:
     most = torch.cuda.max_memory_allocated(device) / 2**20
     torch.cuda.reset_peak_memory_stats(device)
     return most
+
+
+def held_mib(device: torch.device) -> float | None:
+    """Memory that this process keeps of the device's, in use or not, in MiB; None where that is not known."""
+    return torch.cuda.memory_reserved(device) / 2**20 if device.type == "cuda" else None
 
 
 def _wall(call: Callable[[], object]) -> float:

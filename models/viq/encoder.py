@@ -64,14 +64,13 @@ class Encoder(nn.Module):
         """Normalised patches `(rows, 768)` to codes, int32 `(rows*S,)`."""
         return quantise(self.project(patches, packing), self.levels)
 
-    def codes(self, patches: Tensor, positions: Tensor, rotations: Tensor, packing: Packing | Ends) -> Tensor:
-        """`forward` on what depends on grids, made beforehand: `positions(…)` and `rotations(…)` of the pack."""
-        x = self.blocks(patches, positions, packing)
-        return quantise(head_values(self, x, packing, rotations), self.levels)
-
     def project(self, patches: Tensor, packing: Packing) -> Tensor:
         """Normalised patches `(rows, 768)` to the values before quantization, `(rows*S, d)`."""
         return self.head(self.trunk_rows(patches, packing), packing, self.rotations(packing))
+
+    def values(self, patches: Tensor, positions: Tensor, rotations: Tensor, where: Ends) -> Tensor:
+        """`project` by the eager head, on what depends on grids made beforehand: `positions(…)`, `rotations(…)`."""
+        return head_values(self, self.blocks(patches, positions, where), where, rotations)
 
     def trunk_rows(self, patches: Tensor, packing: Packing) -> Tensor:
         """Normalised patches `(rows, 768)` to what the quantization head is given, `(rows, C)`."""

@@ -38,7 +38,7 @@ def gathered(parts: list[npt.NDArray[np.generic]], rows: int, device: torch.devi
     host[filled:] = 0
     if device.type != "cuda":
         return host
-    copies, computes = _copy_stream(device), torch.cuda.current_stream(device)
+    copies, computes = _stream(device, "in"), torch.cuda.current_stream(device)
     with torch.cuda.stream(copies):
         there = host.to(device, non_blocking=True)
     computes.wait_stream(copies)
@@ -47,13 +47,19 @@ def gathered(parts: list[npt.NDArray[np.generic]], rows: int, device: torch.devi
 
 
 def on_host(tensor: Tensor) -> Callable[[], Tensor]:
-    """Start copying `tensor` to the host; what comes back waits for the copy and gives it."""
+    """Start copying `tensor` to the host; what comes back waits for the copy and gives it.
+
+    CUDA copies on a stream of its own, beside what is computed next.
+    """
     if tensor.device.type != "cuda":
         return lambda: tensor
     host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-    host.copy_(tensor, non_blocking=True)
-    done = torch.cuda.Event()
-    done.record(torch.cuda.current_stream(tensor.device))
+    copies, done = _stream(tensor.device, "out"), torch.cuda.Event()
+    copies.wait_stream(torch.cuda.current_stream(tensor.device))
+    with torch.cuda.stream(copies):
+        host.copy_(tensor, non_blocking=True)
+        done.record(copies)
+    tensor.record_stream(copies)
 
     def wait() -> Tensor:
         done.synchronize()
@@ -62,10 +68,10 @@ def on_host(tensor: Tensor) -> Callable[[], Tensor]:
     return wait
 
 
-_streams: dict[torch.device, torch.cuda.Stream] = {}
+_streams: dict[tuple[torch.device, str], torch.cuda.Stream] = {}
 
 
-def _copy_stream(device: torch.device) -> torch.cuda.Stream:
-    if device not in _streams:
-        _streams[device] = torch.cuda.Stream(device)
-    return _streams[device]
+def _stream(device: torch.device, direction: str) -> torch.cuda.Stream:
+    if (device, direction) not in _streams:
+        _streams[device, direction] = torch.cuda.Stream(device)
+    return _streams[device, direction]

@@ -38,8 +38,8 @@ from viq.hardware import FP8, device_named, dtype_named, prepare_cuda
 from viq.head_backends import check_asked, facts_of, use_head
 from viq.head_build import build
 from viq.head_file import HeadFacts, checked_place
-from viq.head_probe import invariant
 from viq.launched import Launched, gathered, on_host
+from viq.pack_probe import encoder_is_invariant, head_is_invariant
 from viq.packing import Packing, chunks
 from viq.parts import PARTS, loaded, same_widths
 from viq.patches import Patches, normalise
@@ -179,12 +179,20 @@ class ViQ:
         """Have another back end compute the head, or graphs the small packs; either gives another fingerprint."""
         if head != "eager" and self._folder is not None:
             self.head = use_head(self.encoder, head, files, self.family, self.size, self._folder)
-            if not invariant(self.encoder, self.row_multiple):
-                self.invariant = False
-                warnings.warn(f"codes of head {head} depend on the batch here", stacklevel=3)
+        if self.invariant and not self._is_invariant():
+            self.invariant = False
+            warnings.warn(f"codes of head {head} on {self._device} depend on the batch here", stacklevel=3)
         if cuda_graphs:
             self._graphs = Graphs(self.encoder, self.row_multiple)
+            for rows, longest in self._graphs.dropped:
+                warnings.warn(f"the graph of {rows} rows by {longest} gives other bits: not used", stacklevel=3)
         self.fingerprint = self._fingerprint()
+
+    def _is_invariant(self) -> bool:
+        """What a probe finds, where `row_multiple` is not all there is to be found out."""
+        if self._encoder is not None and self._device.type == "cuda":
+            return encoder_is_invariant(self._encoder, self.row_multiple, self._dense_from)
+        return self.head == "eager" or head_is_invariant(self.encoder, self.row_multiple)
 
     def _fingerprint(self) -> str:
         extras = {"graphs": "cuda"} if self._graphs else {}

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
+from viq.config import CODES_PER_PATCH
 from viq.layers import Linear, Mlp
 
 Product = Callable[[Tensor], Tensor]
@@ -22,10 +23,11 @@ FIRST = {"cpu": 32, "cuda": 128}
 """The smallest multiple tried, by device type: more than any library needs at best; whole tiles on CUDA."""
 
 _ROWS = {"cpu": 512, "cuda": 16_384}
-"""Rows of the reference product, by device type. On CUDA the kernel goes on changing with the rows."""
+"""Rows of the reference product, by device type: those of the largest usual pack on CUDA, where the kernel goes on
+changing with the rows."""
 
-_EACH = {"cuda": 16}
-"""How many of the first multiples are all tried, by device type: small products have a kernel each, on a GPU."""
+_EVERY = {"cuda"}
+"""Device types on which every number of rows that packs have is tried, also of layers that are given sub-tokens."""
 
 UNSETTLED = 512
 """The multiple of last resort: a network that gets it may give codes that depend on the batch."""
@@ -35,27 +37,34 @@ UNSETTLED = 512
 def row_multiple(network: nn.Module) -> int:
     """The number that rows of a pack must be a multiple of, for all linear layers of `network`.
 
-    Tries each distinct shape and type of weights with a few row counts against the bits of many rows. Warns, and gives
-    `UNSETTLED`, if even 256 do not suffice, which no known library needs.
+    Tries each distinct shape and type of weights with row counts of packs against the bits of many rows: a few of them
+    on a CPU, every one on CUDA. Warns, and gives `UNSETTLED`, if even 256 do not suffice, which no known library needs.
     """
-    linears = {_kind(module): module for module in network.modules() if isinstance(module, Linear)}
     mlps = {_kind(module.fc1): module for module in network.modules() if isinstance(module, Mlp)}
-    products: list[tuple[Product, Linear]] = [(layer, layer) for layer in linears.values()]
-    products += [(mlp.hidden, mlp.fc1) for mlp in mlps.values()]
+    in_chunks = {id(layer) for mlp in network.modules() if isinstance(mlp, Mlp) for layer in (mlp.fc1, mlp.fc2)}
+    linears: dict[object, tuple[Linear, bool]] = {}
+    for layer in network.modules():
+        if isinstance(layer, Linear):  # of two of a kind the one that may be given more rows
+            whole = id(layer) not in in_chunks or linears.get(_kind(layer), (layer, False))[1]
+            linears[_kind(layer)] = layer, whole
+    products: list[tuple[Product, Linear, bool]] = [(layer, layer, whole) for layer, whole in linears.values()]
+    products += [(mlp.hidden, mlp.fc1, False) for mlp in mlps.values()]
     multiple = FIRST.get(products[0][1].weight.device.type, 1)
-    for product, layer in products:
-        x = _rows(layer)
+    for product, layer, whole in products:
+        device = layer.bias.device.type
+        most, every = _ROWS.get(device, 512), device in _EVERY
+        fourfold = every and whole
+        x = _rows(layer, most * CODES_PER_PATCH if fourfold else most)
         reference = product(x)
-        while multiple < UNSETTLED and not _alike(product, x, reference, multiple):
+        while multiple < UNSETTLED and not _alike(product, x, reference, _counts(multiple, most, every, fourfold)):
             multiple *= 2
     if multiple >= UNSETTLED:
         warnings.warn("matrix products here depend on the number of rows: codes may depend on the batch", stacklevel=2)
     return multiple
 
 
-def _alike(product: Product, x: Tensor, reference: Tensor, multiple: int) -> bool:
-    """Whether products of `multiple` rows, and of some multiples of it, have the reference's bits."""
-    counts = _counts(multiple, x.shape[0], _EACH.get(x.device.type, 0))
+def _alike(product: Product, x: Tensor, reference: Tensor, counts: Iterable[int]) -> bool:
+    """Whether products of so many rows have the reference's bits."""
     return all(_same_bits(product(x[-rows:].clone()), reference[-rows:]) for rows in counts)
 
 
@@ -64,20 +73,28 @@ def _same_bits(a: Tensor, b: Tensor) -> bool:
     return torch.equal(a.contiguous().view(bits), b.contiguous().view(bits))
 
 
-def _counts(multiple: int, most: int, each: int) -> Iterable[int]:
-    """1, 2, 5, 12 … times `multiple`, below `most`: few, since every load waits; and all up to `each` times."""
-    counts, times, following = set(range(multiple, min(each * multiple + 1, most), multiple)), 1, 2
-    while times * multiple < most:
-        counts.add(times * multiple)
-        times, following = following, times + 2 * following
-    return sorted(counts)
+def _counts(multiple: int, most: int, every: bool, fourfold: bool) -> Iterable[int]:
+    """1, 2, 5, 12 … times `multiple`, below `most`: few, since every load waits. With `every` all multiples, and with
+    `fourfold` those of 4 sub-tokens a patch."""
+    if not every:
+        counts, times, following = list[int](), 1, 2
+        while times * multiple < most:
+            counts.append(times * multiple)
+            times, following = following, times + 2 * following
+        return counts
+    found = set(range(multiple, most + 1, multiple))
+    if fourfold:
+        found |= {CODES_PER_PATCH * count for count in found}
+    return sorted(found)
 
 
 def _kind(layer: Linear) -> tuple[torch.Size, torch.dtype]:
     return layer.weight.shape, layer.weight.dtype
 
 
-def _rows(layer: Linear) -> Tensor:
-    make = torch.Generator().manual_seed(0)
-    x = torch.randn(_ROWS.get(layer.bias.device.type, 512), layer.in_features, generator=make, dtype=torch.float32)
+def _rows(layer: Linear, count: int) -> Tensor:
+    # Drawn on the device itself: on a CPU a GPU's would take seconds.
+    make = torch.Generator(layer.bias.device).manual_seed(0)
+    shape = count, layer.in_features
+    x = torch.randn(shape, generator=make, dtype=torch.float32, device=layer.bias.device)
     return x.to(layer.bias)  # whose type the activations have, also where weights are in fp8

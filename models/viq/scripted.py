@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from viq.config import CODES_PER_PATCH
 from viq.fsq import quantise
 from viq.hardware import ours
-from viq.head import head_values
 from viq.layers import Linear
 from viq.linear import laid_out
 from viq.packing import Ends, Packing
@@ -154,8 +153,7 @@ class _Graph(nn.Module):
         self._encoder = encoder
 
     def forward(self, patches: Tensor, positions: Tensor, rotations: Tensor, ends: Tensor, longest: Tensor) -> Tensor:
-        where = Ends(ends, longest)
-        return head_values(self._encoder, self._encoder.blocks(patches, positions, where), where, rotations)
+        return self._encoder.values(patches, positions, rotations, Ends(ends, longest))
 
 
 def _with_weights_laid_out(network: nn.Module) -> Any:

@@ -6,7 +6,6 @@ Nor none of them: while all of them are wanted without end, bulk has one in turn
 from __future__ import annotations
 
 import asyncio
-import os
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,6 +14,7 @@ from threading import Lock
 from typing import Any, TypeVar
 
 from viq_serving.errors import NotReady
+from viq_serving.processors import processors
 from viq_serving.turns import wait_for_turns
 from viq_serving.types import Priority
 
@@ -28,10 +28,10 @@ _BEFORE_BULK = 4
 
 
 class Pool:
-    """As many threads as the machine has processors, at least two, with a queue for each lane."""
+    """As many threads as there are processors for this process, at least two, with a queue for each lane."""
 
     def __init__(self) -> None:
-        self._threads = max(2, os.cpu_count() or 1)
+        self._threads = max(2, processors())
         self._executor = ThreadPoolExecutor(self._threads, thread_name_prefix="viq-images", initializer=wait_for_turns)
         self._waiting: dict[Priority, deque[_Work]] = {"interactive": deque(), "bulk": deque()}
         self._running, self._bulk, self._most_bulk, self._lock = 0, 0, self._threads - 1, Lock()

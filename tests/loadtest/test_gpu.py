@@ -10,11 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from loadtest.gpu import network, precision
+from loadtest.gpu import end_to_end, network, precision, products, strict
 from loadtest.gpu.record import Record, cut_off
+from torch import Tensor
 
+import viq.layers
+from viq.attention import attention
 from viq.encoder import Encoder
-from viq.packing import Packing
+from viq.packing import Ends, Packing
 
 ROOT = Path(__file__).parents[2]
 
@@ -50,12 +53,62 @@ def test_every_step_runs_and_writes_what_it_ran_on(results: dict[str, dict[str, 
 
 
 def test_the_promise_holds_and_the_control_can_fail(results: dict[str, dict[str, object]]) -> None:
-    found = {str(row["what"]): row for row in rows(results, "D")}
-    assert found["values of an image, alone and in packs"]["different"] == 0
-    assert found["the same image again"]["different"] == 0
-    assert "control without the measures: images that differ" in found
+    found = {(str(row["what"]), row.get("attention")): row for row in rows(results, "D")}
+    for key in (
+        ("values of an image, alone and in packs", "varlen"),
+        ("values of an image, alone and in packs", "cudnn for large images"),
+        ("fresh images, twice each", None),
+    ):
+        assert found[key]["different"] == 0
+        assert found[key]["holds"]
+    control = found["control: none of the measures", None]
+    assert control["different"] > 0  # type: ignore[operator]
+    assert control["holds"]
     assert all(row["equal"] for row in rows(results, "B") if "bits" in row)
-    assert all(row["equal"] for row in rows(results, "F"))
+    assert all(row["holds"] for row in rows(results, "F"))
+    assert all(row["values_equal"] for row in rows(results, "F") if "grids" in row)
+
+
+@torch.inference_mode()
+def test_what_knows_the_pack_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    device = torch.device("cpu")
+    encoder = network.encoder(device, torch.float32, True)
+    images = [network.image(patches, device, torch.float32, patches) for patches in (7, 20, 3)]
+    assert strict.first_that_differs(encoder, images, 1, 32) == ""
+
+    def aware(q: Tensor, k: Tensor, v: Tensor, packing: Packing | Ends) -> Tensor:
+        out = attention(q, k, v, packing)
+        return out * 1.001 if isinstance(packing, Packing) and len(packing.grids) > 1 else out
+
+    monkeypatch.setattr(viq.layers, "attention", aware)
+    assert strict.first_that_differs(encoder, images, 1, 32) == "trunk.0.attn.proj"
+    record = Record(tmp_path / "D.json", step="D")
+    strict._promise(record, encoder, images, 32, "varlen", 0, 2)
+    assert record.summary()["promises_that_do_not_hold"] == 1
+    (row,) = json.loads(record.path.read_text())["rows"]
+    assert row["first_module_that_differs"] == "trunk.0.attn.proj"
+    assert not row["holds"]
+    assert 0 < row["different"] <= row["compared"]
+
+
+def test_packs_with_large_images_are_measured_with_both_kinds_of_attention(
+    results: dict[str, dict[str, object]],
+) -> None:
+    found = [(row["pack"], row["attention"]) for row in rows(results, "E") if row["what"] == "pack"]
+    assert found == [(pack.name, kind) for pack in network.TINY_PACKS for kind in ("varlen", "cudnn for large images")]
+    large = {pack.name for pack in network.PACKS if len(end_to_end.attentions(pack, False)) == 2}
+    assert large == {
+        "1024²", "1536²", "2048²", "1024² + 2 × 512² + 8 × 256²", "1536² + 1024² + 2 × 512² + 4 × 256²",
+    }  # fmt: skip
+    loops = [row for row in rows(results, "E") if row["what"] == "loops"]
+    assert loops
+    for row in loops:
+        assert row["in_use_over_released"] == pytest.approx(row["released_ms"] / row["in_use_ms"], rel=1e-3)  # type: ignore[operator]
+
+
+def test_products_are_tried_with_every_number_of_rows_that_packs_have() -> None:
+    assert set(range(128, 16_384 + 1, 128)) < set(products.ROWS)
+    assert max(products._counts(products.ROWS, True)) == 65_536
 
 
 def test_predictions_stand_beside_what_was_measured(results: dict[str, dict[str, object]]) -> None:

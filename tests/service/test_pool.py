@@ -17,7 +17,7 @@ THREADS = 3
 
 @pytest.fixture
 def pool(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pool]:
-    monkeypatch.setattr("os.cpu_count", lambda: THREADS)
+    monkeypatch.setattr("viq_serving.pool.processors", lambda: THREADS)
     made = Pool()
     yield made
     made.shutdown(wait=True)

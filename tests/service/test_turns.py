@@ -15,6 +15,7 @@ from tests.doors.serving import Server
 from tests.waiting import until
 
 from viq_serving.images import encode_picture
+from viq_serving.processors import processors
 from viq_serving.turns import wait_for_turns
 
 pytestmark = pytest.mark.skipif(
@@ -72,7 +73,7 @@ def test_what_computes_or_decodes_for_a_server_waits_for_its_turn_and_the_event_
         until(lambda: waiting(main) == 2, "a thread of each replica, and none that has decoded")
         files = [("image", encode_picture(np.full((64, 64, 3), level, np.uint8), "png")) for level in range(8)]
         assert server.http.post("/v1/encode", files=files).status_code == 200
-        assert 2 < waiting(main) <= 2 + max(2, os.cpu_count() or 1)
+        assert 2 < waiting(main) <= 2 + max(2, processors())
         found = children(main)
         assert len(found) == (2 if flags else 0)
         assert all(set(policies(child).values()) == {os.SCHED_BATCH} for child in found)

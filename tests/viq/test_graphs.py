@@ -13,7 +13,7 @@ from viq.attention import _DENSE_WIDTH, _cudnn, _flash, _varlen, attention, by_s
 from viq.encoder import Encoder, EncoderShape
 from viq.errors import InvalidInput
 from viq.fp8 import quantise_trunk
-from viq.graphs import BUDGETS, SLOTS, Graphs, check_experiments
+from viq.graphs import BUDGETS, SLOTS, Graphs, Pair, check_experiments
 from viq.packing import Ends, Packing
 
 SHAPE = EncoderShape(32, 1, 2, 1, 1, 16, 8, (8, 8, 8, 6, 5))
@@ -30,43 +30,99 @@ def encoder(request: pytest.FixtureRequest) -> Encoder:
     return made
 
 
-def again(run: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
-    out = run().clone()
+def again(run: Callable[[], Pair]) -> tuple[Callable[[], None], Pair]:
+    values, codes = (one.clone() for one in run())
 
     def replay() -> None:
-        out.copy_(run())
+        for buffer, result in zip((values, codes), run(), strict=True):
+            buffer.copy_(result)
 
-    return replay, out
+    return replay, (values, codes)
+
+
+def drawn(packing: Packing, encoder: Encoder, seed: int) -> Tensor:
+    patches = torch.randn(packing.rows, 768, generator=torch.Generator().manual_seed(seed))
+    return patches.to(encoder.project_in.weight.dtype)
 
 
 @torch.inference_mode()
 def test_packs_of_every_kind_have_the_eager_codes_though_they_share_buffers(encoder: Encoder) -> None:
-    recorded: list[int] = []
+    replayed: list[int] = []
 
-    def record(run: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
-        recorded.append(1)
-        return again(run)
+    def record(run: Callable[[], Pair]) -> tuple[Callable[[], None], Pair]:
+        replay, results = again(run)
+
+        def counted() -> None:
+            replayed.append(len(results[1]) // 4)
+            replay()
+
+        return counted, results
 
     graphs = Graphs(encoder, 128, record)
+    assert not graphs.dropped
+    replayed.clear()
     packs = ([(16, 16)], [(1, 1)], [(3, 5), (7, 7), (1, 9)], [(2, 2)] * SLOTS, [(15, 17)], [(20, 20), (1, 1)], [(4, 4)])
     for seed, grids in enumerate(packs):
         packing = Packing.of(grids, 128)
-        patches = torch.randn(packing.rows, 768, generator=torch.Generator().manual_seed(seed))
-        patches = patches.to(encoder.project_in.weight.dtype)
+        patches = drawn(packing, encoder, seed)
         codes = graphs.codes(patches, packing)
         assert codes is not None
         assert torch.equal(codes, encoder(patches, packing)[: packing.patches * 4]), grids
-    assert len(recorded) == 2  # graphs of 256 and of 512 rows
+    assert replayed == [256, 256, 256, 256, 256, 512, 256]
     table, weight = encoder.rotations(Packing.of([(1, 256)])), encoder.project_in.weight
     assert torch.equal(table, rope.table((1, 256), 4, 16, weight.dtype))  # what the buffers were made of is untouched
 
 
 @torch.inference_mode()
 def test_packs_too_large_for_a_graph_are_left_to_the_eager_network(encoder: Encoder) -> None:
-    graphs = Graphs(encoder, 128, again)
+    graphs = Graphs(encoder, 512, again)
     for grids in ([(BUDGETS[-1] + 1, 1)], [(1, 1)] * (SLOTS + 1)):
-        packing = Packing.of(grids, 128)
+        packing = Packing.of(grids, 512)
         assert graphs.codes(torch.zeros(packing.rows, 768), packing) is None
+
+
+@torch.inference_mode()
+def test_a_graph_is_made_for_sequences_as_long_as_it_computes_and_no_longer_than_need_be(encoder: Encoder) -> None:
+    """Attention leaves out what lies beyond the length that its grid was made for, also of the rows of nobody."""
+    longest: list[int] = []
+
+    def record(run: Callable[[], Pair]) -> tuple[Callable[[], None], Pair]:
+        longest.append(int(run.__self__._where.longest))  # type: ignore[attr-defined]
+        return again(run)
+
+    graphs = Graphs(encoder, 256, record)
+    assert longest == [256, 256, 512, 256, 768, 256, 1024, 256, 1024, 1536, 256, 1024, 2048]
+    for sizes, expected in (
+        ((256,), (256, 256)),
+        ((200, 100), (512, 256)),
+        ((257,), (512, 512)),
+        ((250,) * 4, (1024, 256)),
+        ((250,) * 5, (1536, 1024)),  # 286 rows are nobody's
+        ((1025,), (1536, 1536)),
+        ((2000,), (2048, 2048)),
+        ((256,) * 8, (2048, 256)),
+    ):
+        graph = graphs.graph_for(Packing.of([(1, size) for size in sizes], 256))
+        assert graph is graphs._graphs[expected], sizes
+
+
+@torch.inference_mode()
+def test_a_graph_that_gives_other_bits_is_dropped_and_its_packs_are_left_to_the_eager_network(encoder: Encoder) -> None:
+    def record(run: Callable[[], Pair]) -> tuple[Callable[[], None], Pair]:
+        replay, (values, codes) = again(run)
+
+        def wrong() -> None:
+            replay()
+            if len(codes) == 4 * 384:
+                values[0, 0] += 0.01  # less than a code shows
+
+        return wrong, (values, codes)
+
+    graphs = Graphs(encoder, 128, record)
+    assert graphs.dropped == [(384, 256), (384, 384)]
+    for patches, there in ((256, True), (257, False), (384, False), (385, True)):
+        packing = Packing.of([(1, patches)], 128)
+        assert (graphs.codes(drawn(packing, encoder, 0), packing) is not None) == there
 
 
 def test_images_are_attended_by_their_own_size_whatever_lies_beside_them() -> None:
@@ -131,15 +187,9 @@ def test_experiments_are_not_for_float32_whose_attention_is_image_by_image(graph
 
 @torch.inference_mode()
 def test_no_graph_has_a_number_of_rows_whose_products_may_have_other_bits(encoder: Encoder) -> None:
-    for multiple, patches, expected in ((128, 300, 384), (256, 300, 512), (512, 300, 512), (512, 1025, 1536)):
-        rows: list[int] = []
-
-        def record(run: Callable[[], Tensor], rows: list[int] = rows) -> tuple[Callable[[], None], Tensor]:
-            replay, out = again(run)
-            rows.append(out.shape[0] // 4)
-            return replay, out
-
-        packing = Packing.of([(1, patches)], multiple)
-        zeros = torch.zeros(packing.rows, 768, dtype=encoder.project_in.weight.dtype)
-        assert Graphs(encoder, multiple, record).codes(zeros, packing) is not None
-        assert rows == [expected]
+    for multiple, expected in ((128, 384), (512, 512)):
+        graphs = Graphs(encoder, multiple, again)
+        for patches, rows in ((300, expected), (1025, 1536)):
+            graph = graphs.graph_for(Packing.of([(1, patches)], multiple))
+            assert graph is not None
+            assert graph.rows == rows

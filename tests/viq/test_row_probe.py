@@ -13,7 +13,7 @@ import viq.row_probe
 from viq import ViQ
 from viq.embedder import Embedder
 from viq.fp8 import Fp8Linear
-from viq.layers import Linear
+from viq.layers import Linear, Mlp
 from viq.linear import linear
 from viq.row_probe import FIRST, UNSETTLED, row_multiple
 
@@ -64,8 +64,23 @@ def test_a_kernel_of_one_number_of_rows_is_met_where_all_are_tried(monkeypatch: 
 
     monkeypatch.setattr(viq.layers, "linear", product)
     assert row_multiple(network()) == usual  # once, twice and five times that are tried on a CPU
-    monkeypatch.setitem(viq.row_probe._EACH, "cpu", 16)
+    monkeypatch.setattr(viq.row_probe, "_EVERY", {"cpu"})
     assert row_multiple(network()) == 2 * usual
+
+
+def test_where_all_are_tried_sub_tokens_are_four_times_the_rows_of_a_pack(monkeypatch: pytest.MonkeyPatch) -> None:
+    def product(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return linear(x, weight, bias) * (1.02 if x.shape[0] == 1920 else 1)  # 4 x 480, which is 15 x 32
+
+    mlp = Mlp(96, 40, 5).requires_grad_(False)
+    usual = row_multiple(nn.ModuleList([network(), mlp]))
+    monkeypatch.setattr(viq.layers, "linear", product)
+    assert row_multiple(network()) == usual
+    monkeypatch.setattr(viq.row_probe, "_EVERY", {"cpu"})
+    assert row_multiple(network()) == max(usual, 64)  # of which 480 is no multiple
+    assert row_multiple(nn.ModuleList([mlp])) == usual  # it is given its rows in chunks
+    like_another = nn.ModuleList([Linear(96, 40).requires_grad_(False), mlp])
+    assert row_multiple(like_another) == row_multiple(like_another[::-1]) == max(usual, 64)
 
 
 def test_a_layer_in_8_bits_is_probed_beside_one_of_its_shape_that_is_not(monkeypatch: pytest.MonkeyPatch) -> None:

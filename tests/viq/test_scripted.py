@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import viq.scripted
 from viq import Codes, ViQ
-from viq.head import head_values
+from viq.encoder import Encoder
 from viq.layers import Linear
 from viq.linear import laid_out, linear
 from viq.packing import Packing
@@ -221,7 +221,8 @@ def test_there_is_none_for_a_network_so_large_that_python_does_not_matter(
 
 
 def test_one_that_would_give_other_bits_is_not_used(nano: ViQ, eager: ViQ, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(viq.scripted, "head_values", lambda *given: head_values(*given) * (1 + 2**-22))
+    values = Encoder.values
+    monkeypatch.setattr(Encoder, "values", lambda *given: values(*given) * (1 + 2**-22))
     assert not nano.script_small_packs()
     monkeypatch.undo()
     assert nano.encode_pixels(IMAGES) == eager.encode_pixels(IMAGES)

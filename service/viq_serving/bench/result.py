@@ -16,6 +16,7 @@ from typing import Any
 
 from viq import __version__
 from viq.errors import InvalidInput
+from viq_serving.processors import processors
 
 FORMAT = "viq-bench/1"
 
@@ -43,10 +44,9 @@ def begun(name: str, target: Mapping[str, Any]) -> dict[str, Any]:
 
 def machine() -> dict[str, Any]:
     """What can be said of the machine without any package: the generator's, which may not be the server's."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "processor": _processor(),
-        "cores": usable,
+        "cores": processors(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None,
         "system": f"{platform.system()} {platform.release()}",
     }

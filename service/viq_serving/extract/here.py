@@ -6,7 +6,6 @@ What is under way is bounded by patches and bytes, so memory does not depend on 
 from __future__ import annotations
 
 import logging
-import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -28,6 +27,7 @@ from viq_serving.extract.results import Result, Unforeseen, read_fields
 from viq_serving.extract.sources import Item
 from viq_serving.images import ImageLimits, decode
 from viq_serving.openmp import Company, computing_threads, share_threads
+from viq_serving.processors import processors
 from viq_serving.types import Alpha
 
 log = logging.getLogger("viq.extract")
@@ -92,7 +92,7 @@ class Here:
         self._gate = None if min_psnr is None else QualityGate(min_psnr)
         # On CUDA the next pack is handed over while one is computed; on a CPU a launch returns when all is done.
         self._ahead = 1 if cuda else 0
-        self._threads = threads or os.cpu_count() or 1
+        self._threads = threads or processors()
         # Operations are small: on a CPU packs beside one another are done sooner than one after another.
         self._computes_with, self._company = computing_threads(), Company()
         beside = 1 if cuda else min(_BESIDE, self._computes_with)
