@@ -19,6 +19,7 @@ Large = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 _DENSE_WIDTH = 128  # the widest head of cuDNN's kernel; the head-wise blocks' 256 stay with the other
 _QUERY_CHUNK = 4096  # queries at a time where a head is too wide for a fused CUDA kernel
+_HOLD_SCORES = {"cuda"}  # a CPU's kernel takes heads of any width in blocks
 # Whether torch's `varlen_attn` does, as it does after 2.13.
 _PREFERS_CUDNN = tuple(int(part) for part in torch.__version__.split(".")[:2]) > (2, 13)
 
@@ -48,9 +49,9 @@ def kernel(device: torch.device, dtype: torch.dtype) -> str:
 def attend_wide(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Attention of heads too wide for fused CUDA kernels: `(B, 1, N, D)` each.
 
-    The queries are taken in chunks, which is exact row by row and bounds the memory of the scores.
+    Where all scores would be held the queries are taken in chunks, which is exact row by row and bounds their memory.
     """
-    if q.device.type == "cpu" or q.shape[2] <= _QUERY_CHUNK:
+    if q.device.type not in _HOLD_SCORES or q.shape[2] <= _QUERY_CHUNK:
         return F.scaled_dot_product_attention(q, k, v)
     return torch.cat([F.scaled_dot_product_attention(part, k, v) for part in q.split(_QUERY_CHUNK, dim=2)], dim=2)
 

@@ -7,7 +7,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
+import viq.attention
+from viq.attention import attend_wide
 from viq.checkpoint import load_decoder
 from viq.decoder import Decoder
 from viq.random_weights import Layout, drawer_state
@@ -58,3 +63,19 @@ def test_pictures_of_one_size_come_out_together_as_alone(decoder: Decoder) -> No
     together = decoder.vae(latents)
     for i in range(5):
         assert (decoder.vae(latents[i : i + 1])[0] - together[i]).abs().max() < TOLERANCE
+
+
+@torch.inference_mode()
+def test_scores_that_would_be_held_are_of_few_queries_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    q, k, v = (torch.randn(2, 1, 50, 24, generator=torch.Generator().manual_seed(i)) for i in range(3))
+    whole, asked = attend_wide(q, k, v), list[int]()
+
+    def attended(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        asked.append(q.shape[2])
+        return scaled_dot_product_attention(q, k, v)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", attended)
+    monkeypatch.setattr(viq.attention, "_HOLD_SCORES", {"cpu"})
+    monkeypatch.setattr(viq.attention, "_QUERY_CHUNK", 16)
+    torch.testing.assert_close(attend_wide(q, k, v), whole)
+    assert asked == [16, 16, 16, 2]
