@@ -70,7 +70,7 @@ async def served(address: str, data: bytes, count: int, callers: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sides", type=int, nargs="+", default=[64, 256, 512, 768])
+    parser.add_argument("--sides", type=int, nargs="+", default=[64, 256, 512, 768, 1024])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=6.0, help="of each measurement, about")
     parser.add_argument("--callers", type=int, default=8)
