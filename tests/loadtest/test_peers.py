@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import math
 import re
 import subprocess
 import sys
@@ -100,6 +101,34 @@ def test_the_table_says_of_every_row_whether_codes_are_equal_and_what_was_not_an
     assert "| 5.00 | 5.00 | 0.50 | 100, 200 | 100, 200 | 6 | **no** | 1024 |" in rows["other"]
     assert rows["Triton"].startswith("| Triton | failed: not ready: no / such file |")
     assert rows["Triton"].count("|") == rows["other"].count("|")
+
+
+def test_rows_that_were_asked_in_turns_are_compared_round_by_round(tmp_path: Path) -> None:
+    def slower(by: float) -> dict[str, object]:
+        one = result("a", 12.0 / by)
+        return {**one, "open": {"latency_ms": {"p99": 200.0 * by}}}
+
+    # The machine is twice as slow in the second round and thrice in the third: ratios do not show it.
+    ours, theirs = ({number: slower(of * times) for number, of in (("1", 1), ("2", 2), ("3", 3))} for times in (1, 1.1))
+    files = []
+    for number, rows in enumerate(
+        (
+            {"us": {"mix": ours}, "them": {"mix": theirs}},
+            {"us": {"mix": {"1": slower(1)}}, "them": {"mix": {"1": slower(1.5)}}},
+        )
+    ):
+        rows["bare model"] = {"mix": {"1": {"closed": {"images_per_s": 10.0}}}}
+        rows["late"] = {"mix": {"9": slower(1)}}  # in no round of ours
+        files.append(tmp_path / f"{number}.json")
+        files[-1].write_text(json.dumps({"rows": rows}))
+    shown = run("import paired; paired.main()", "us", *map(str, files)).splitlines()
+    mean, half = (3 * math.log(1.1) + math.log(1.5)) / 4, 3.18 * 0.155077 / 2  # t(3) times the deviation over root 4
+    assert len(shown) == 3
+    low, middle, high = (f"{math.exp(mean + by):.2f}" for by in (-half, 0, half))
+    over = [f"{math.exp(-mean + by):.2f}" for by in (-half, 0, half)]
+    assert shown[2] == f"| mix | them | 4 | {middle} ({low} to {high}) | {over[1]} ({over[0]} to {over[2]}) |"
+    alone = run("import paired; paired.main()", "us", str(files[1])).splitlines()
+    assert alone[2] == "| mix | them | 1 | 1.50 | 0.67 |"
 
 
 PLACES = """
