@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import os
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
@@ -48,9 +47,6 @@ def run(args: argparse.Namespace) -> int:
     keep_freed_memory()
     # Its own lines are no JSON, and to it a port that closes is an error. Read when it is imported.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    # What is imported and loaded stays: to walk through all of it, time and again as it grows, is a tenth of the start.
-    # Once ready, `viq_serving.garbage` says when.
-    gc.disable()
     from viq_serving.app import run as serve
 
     return serve(settings)
