@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import Tensor
 from viq.errors import InvalidInput, WeightsError
 from viq.fingerprint import device_mode
 from viq.hardware import cpu_features
+from viq.head import HeadGraph
 from viq.head_build import INDUCTOR, compiler_missing, example, exported
 from viq.head_file import SUFFIXES, HeadFacts, check_whole, checked_place, chosen, torch_version
 from viq.torch_warnings import quiet_about_torch
@@ -48,8 +50,18 @@ def facts_of(encoder: Encoder, form: str, family: str, size: str) -> HeadFacts:
         width=weight.shape[1],
         torch=torch_version(),
         made_with=f"torch {torch.__version__}",
+        weights=_weights(encoder),
         cpu=cpu_features() if (form, weight.device.type) == ("aoti", "cpu") else "",
     )
+
+
+def _weights(encoder: Encoder) -> str:
+    """16 hex digits of SHA-256 over names, types, shapes and bytes of the head's weights."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(HeadGraph(encoder).state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
 
 
 def use_head(encoder: Encoder, head: str, files: Sequence[str | Path], family: str, size: str, weights: Path) -> str:

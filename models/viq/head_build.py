@@ -24,6 +24,9 @@ from viq.torch_warnings import quiet_about_torch
 if TYPE_CHECKING:
     from viq.encoder import Encoder
 
+MOST_ROWS = 16_384
+"""Patches of a pack that a TensorRT engine takes unless told: the largest image and, on CUDA, batch of the service."""
+
 INDUCTOR = {"cpp.dynamic_threads": True}
 """Options of torch's compiler: the number of threads is torch's at the time of the call, not of the compilation."""
 
@@ -34,7 +37,7 @@ _MOST_ROWS, _MOST_IMAGES = 2**24, 2**20
 Inputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 
-def build(encoder: Encoder, facts: HeadFacts, path: Path, *, most_rows: int = 4096) -> None:
+def build(encoder: Encoder, facts: HeadFacts, path: Path, *, most_rows: int = MOST_ROWS) -> None:
     """Write the head of `encoder`, with what the file is to say of itself, to `path`, which appears when it is whole.
 
     `most_rows` is the largest pack that a TensorRT engine takes. Raises `InvalidInput` for a name that does not end

@@ -32,7 +32,8 @@ _UNREADABLE = (OSError, EOFError, zipfile.BadZipFile, zlib.error, UnicodeDecodeE
 class HeadFacts:
     """What a head file was made for: `device` as in a fingerprint, with the instruction set; `made_with` versions.
 
-    `cpu` is a digest of the features of the CPU whose machine code the file is, empty for what is none.
+    `weights` is a digest of every byte of the head's own weights: `family` may be what a folder remembers. `cpu` is one
+    of the features of the CPU whose machine code the file is, empty for what is none.
     """
 
     format: str
@@ -43,6 +44,7 @@ class HeadFacts:
     width: int
     torch: str
     made_with: str
+    weights: str
     cpu: str = ""
 
     def to_json(self) -> str:
@@ -62,6 +64,8 @@ def read_facts(path: Path) -> HeadFacts:
     text = _from_onnx(path) if path.suffix == SUFFIXES["onnx"] else _from_archive(path)
     try:
         found = json.loads(text)
+        if isinstance(found, dict) and "family" in found and "weights" not in found:
+            raise WeightsError(f"head file {path}: made by an earlier viq: build it anew")
         facts = HeadFacts(**{field.name: found[field.name] for field in fields(HeadFacts)})
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise WeightsError(f"head file {path}: {ENTRY} is not readable ({error!r})") from None
@@ -115,7 +119,7 @@ def chosen(paths: Sequence[Path], wanted: HeadFacts) -> Path:
         raise WeightsError(f"no head file for weights {wanted.family} (size {wanted.size}): {held}")
     fitting = [pair for pair in ours if (pair[1].dtype, pair[1].device) == (wanted.dtype, wanted.device)]
     path, facts = (fitting or ours)[0]
-    for name in ("format", "dtype", "device", "torch", "size", "width", "cpu"):
+    for name in ("format", "dtype", "device", "torch", "size", "width", "cpu", "weights"):
         is_, expected = getattr(facts, name), getattr(wanted, name)
         if is_ != expected:
             raise WeightsError(f"head file {path}: is for {name} {is_}, expected {expected}")

@@ -21,10 +21,13 @@ from viq.head_file import ENTRY, HeadFacts
 from viq.head_onnx import INPUTS, OUTPUT, write
 
 _ENGINE = "engine.plan"
+_LEAST_ROWS, _LEAST_PATCHES = 32, 4  # of a pack, filled up; of an image
 
 
 def write_engine(program: torch.export.ExportedProgram, path: Path, facts: HeadFacts, most_rows: int) -> None:
     """Build and write an engine for packs of up to `most_rows` rows. Raises `WeightsError` naming what is missing."""
+    if most_rows < _LEAST_ROWS:
+        raise InvalidInput(f"packs of at most {most_rows} patches, expected {_LEAST_ROWS} or more")
     trt = _tensorrt()
     network_file = path.with_suffix(".onnx")
     write(program, network_file, facts, masked=True)
@@ -65,7 +68,10 @@ def engine(path: Path, device: torch.device) -> tuple[Callable[[Tensor, Tensor, 
 
     def run(x: Tensor, ends: Tensor, longest: Tensor, table: Tensor) -> Tensor:
         if x.shape[0] > most:
-            raise InvalidInput(f"a pack of {x.shape[0]} patches is over the {most} that the TensorRT head is for")
+            raise InvalidInput(
+                f"a pack of {x.shape[0]} patches is over the {most} that the TensorRT head is for: "
+                "viq build-head --max-patches, or smaller batches and images"
+            )
         given = {name: t.contiguous() for name, t in zip(INPUTS, (x, ends, unused, table), strict=True) if name in held}
         with lock:
             for name, tensor in given.items():
@@ -92,5 +98,8 @@ def _tensorrt() -> Any:
 
 def _range(name: str, shape: tuple[int, ...], most_rows: int) -> tuple[tuple[int, ...], ...]:
     """Least, usual and greatest shape of an input, whose open dimension is -1."""
-    sizes = (2, 65, 4097) if name == INPUTS[1] else (32, min(2048, most_rows), most_rows)
+    images = most_rows // _LEAST_PATCHES
+    sizes = (
+        (2, min(65, images + 1), images + 1) if name == INPUTS[1] else (_LEAST_ROWS, min(2048, most_rows), most_rows)
+    )
     return tuple(tuple(size if dim < 0 else dim for dim in shape) for size in sizes)

@@ -102,6 +102,23 @@ def test_an_open_loop_sends_at_the_rate_and_a_share_is_of_what_callers_achieve(s
     assert plain_["generator"]["lag_ms"]["p99"] is not None
 
 
+def test_an_open_loop_may_be_told_how_many_requests(bench: Bench) -> None:
+    codes = plain("200 OK", bytes(8))
+    with foreign(lambda number: codes) as server:
+        (run,) = measured(bench, "--door", "http", "--url", server.url, "--rate", 100, "--requests", 23)["runs"]
+        assert len(server.requests) == 23
+    assert (run["loop"], run["requests"], run["answered"]) == ("open", 23, 23)
+
+
+def test_a_door_that_answers_nothing_has_no_share_and_is_an_error(bench: Bench) -> None:
+    arguments = ("--door", "http", "--url", "http://127.0.0.1:9/x", "--in-flight", 2, "--rates", "50%", "--requests", 2)
+    code, out, _ = bench("--json", *SHORT, *arguments)
+    assert code == 1
+    (run,) = json.loads(out)["runs"]
+    assert (run["loop"], run["answered"]) == ("closed", 0)
+    assert sum(run["errors"].values()) == 2
+
+
 @pytest.mark.parametrize("load", [("--in-flight", 3, "--requests", 9), ("--rate", 40, "--duration", 0.3)])
 def test_several_processes_share_a_load(bench: Bench, load: tuple[object, ...]) -> None:
     codes = plain("200 OK", bytes(8))
@@ -271,6 +288,13 @@ def test_what_cannot_be_meant_is_told(bench: Bench, arguments: list[str], said: 
     code, _, err = bench(*arguments)
     assert code == 2
     assert said in err
+
+
+def test_an_output_that_cannot_be_written_is_told_before_anything_is_measured(bench: Bench, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    code, _, err = bench("-o", tmp_path / "file" / "x.json", "--grpc", "localhost:1")
+    assert code == 2
+    assert f"{tmp_path / 'file'} cannot be made a folder" in err
 
 
 def test_what_is_no_result_is_refused(bench: Bench, tmp_path: Path) -> None:

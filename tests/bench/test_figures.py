@@ -28,11 +28,27 @@ def test_a_percentile_is_one_of_the_values() -> None:
 
 def test_a_stall_counts_as_often_as_a_caller_at_a_steady_pace_would_have_met_it() -> None:
     steady = [10.0] * 99
-    found = corrected(np.array([*steady, 100.0]))
-    added = sorted(found.tolist())[99:]
+    found = with_missing([*steady, 100.0])
+    added = sorted(found)[99:]
     assert added == [10.0, 20.0, 30.0, 40.0, 50.0, 60.0, 70.0, 80.0, 90.0, 100.0]
-    assert corrected(np.array(steady)).tolist() == steady
-    assert len(corrected(np.array([]))) == 0
+    assert with_missing(steady) == steady
+    assert with_missing([]) == []
+
+
+def test_more_left_out_than_can_be_added_is_told_as_unknown() -> None:
+    assert corrected(np.array([0.001] * 99 + [1e6])) is None
+    load = Load(Records(), start=0.0, end=2e3)
+    for due, ended in (*((0.01 * i, 0.01 * i + 1e-6) for i in range(9)), (1.0, 1900.0)):
+        load.records.add(0, due, due, ended, 2, Answer("", 8))
+    run = figures_of([load], FILES, closed=True, counted=False)
+    assert run["corrected_ms"] is None
+    assert run["latency_ms"]["p99"] > 1e6
+
+
+def with_missing(latencies: list[float]) -> list[float]:
+    found = corrected(np.array(latencies))
+    assert found is not None
+    return [float(value) for value in found]
 
 
 def test_only_what_was_due_in_the_window_is_counted_and_only_what_came_in_it_is_a_rate() -> None:

@@ -16,6 +16,7 @@ from viq_serving.bench.chart import Chart, Curve, draw
 from viq_serving.bench.comparison import compared
 from viq_serving.bench.plots import charts_of
 from viq_serving.bench.result import load, masked
+from viq_serving.cli.bench_report import line, table
 from viq_serving.cli.main import main
 
 RESULTS = Path(__file__).parents[2] / "loadtest" / "results"
@@ -86,6 +87,33 @@ def test_another_machine_version_scenario_and_load_are_told(sweep: dict[str, Any
     assert main(["bench", "compare", str(first), str(second)]) == 0
 
 
+def _run(rate: float) -> dict[str, Any]:
+    """A row of a closed loop in which one of a hundred callers waited long."""
+    latency = {"p50": 10.0, "p90": 10.0, "p99": 40.0, "p99_9": 400.0}
+    return {
+        **{"door": "rest", "method": "encode", "load": "2 in flight", "size": None, "loop": "closed", "rate": None},
+        **{"requests": 100, "answered": 100, "seconds": 1.0, "warm_up_s": 0.0, "errors": {}, "codes": {}},
+        "achieved": {"images_per_s": rate, "patches_per_s": 1.0},
+        "rejects": {"count": 0, "without_hint": 0},
+        "generator": {"processes": 1, "lag_ms": {"p99": 0.1}, "limits": []},
+        "latency_ms": latency,
+        "corrected_ms": {**latency, "p90": 50.0, "p99": 390.0},
+    }
+
+
+def test_what_waiting_callers_left_out_is_told_and_compared(sweep: dict[str, Any]) -> None:
+    run = _run(100.0)
+    assert "left out: p90 50, p99 390 ms" in line(run)
+    assert "measure with --rates" in line({**run, "corrected_ms": None})
+    assert "left out" not in line({**run, "corrected_ms": run["latency_ms"]})
+    less = {**run, "corrected_ms": {**run["corrected_ms"], "p99": 195.0}}
+    found = compared({**sweep, "runs": [run]}, {**sweep, "runs": [less]})
+    assert found["rows"][0]["corrected_p99_ms"] == [390.0, 195.0, 0.5]
+    assert "corrected_p99_ms" in table(found)
+    unknown = compared({**sweep, "runs": [run]}, {**sweep, "runs": [{**run, "corrected_ms": None}]})
+    assert unknown["rows"][0]["corrected_p99_ms"] == [390.0, None, None]
+
+
 @pytest.mark.parametrize(
     "changed",
     [
@@ -93,6 +121,7 @@ def test_another_machine_version_scenario_and_load_are_told(sweep: dict[str, Any
         {"target": []},
         {"runs": [1]},
         {"runs": [{"answered": 1}]},
+        {"runs": [_run(10**400)]},
         {"made": 5},
         {"runs": "none"},
     ],

@@ -87,6 +87,17 @@ def test_advice_is_read_by_systemd_and_kubernetes(advice: Advice) -> None:
     assert "p99 30 ms" in written(advice, "text")
 
 
+def test_advice_holds_for_the_model_that_was_asked_for(advice: Advice) -> None:
+    advice.budgets, advice.setting = {512: [run_of(1)]}, Setting(512)
+    advice.asked, advice.rough = {"VIQ_SIZE": "16k", "VIQ_WEIGHTS_ROOT": 'a "b": \\c'}, True
+    settings = yaml.safe_load(written(advice, "configmap"))["data"]
+    assert (settings["VIQ_SIZE"], settings["VIQ_WEIGHTS_ROOT"]) == ("16k", 'a "b": \\c')
+    assert "VIQ_SIZE=16k\n" in written(advice, "env")
+    said = written(advice, "text")
+    assert "rough" in said
+    assert "The queue holds what is computed in 164 s" in said  # the largest image, which takes longer than its age
+
+
 def test_a_quick_round_measures_this_machine(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -94,6 +105,8 @@ def test_a_quick_round_measures_this_machine(
     arguments = [
         "tune",
         "--quick",
+        "--dtype",
+        "float32",
         "--mix",
         "48x32",
         "--pictures",
@@ -112,6 +125,9 @@ def test_a_quick_round_measures_this_machine(
     assert [path.read_text() for path in tmp_path.iterdir()] == [shown]
     found = json.loads(shown)
     assert found["model"]["size"] == "nano"
+    assert found["rough"] is True
+    assert found["settings"]["VIQ_DTYPE"] == "float32"
+    assert "VIQ_HEAD" not in found["settings"]
     assert found["settings"]["VIQ_MAX_BATCH_PATCHES"] in ("64", "128")
     assert list(found["measured"]["budgets"]) == ["64", "128"]
     assert list(found["measured"]["replicas"]) == list(found["measured"]["processes"]) == ["1"]

@@ -84,6 +84,7 @@ def test_a_head_of_other_weights_is_refused_and_the_right_one_of_several_is_take
         ("format", "aoti"),
         ("width", 1536),
         ("cpu", "0"),
+        ("weights", "0"),
     ],
 )
 def test_a_head_made_for_something_else_is_refused_by_name_without_loading_it(
@@ -93,6 +94,35 @@ def test_a_head_made_for_something_else_is_refused_by_name_without_loading_it(
     monkeypatch.setattr(torch.jit, "load", None)
     with pytest.raises(WeightsError, match=f"{other}: is for {fact} {value}, expected"):
         loaded(roots[0], "torchscript", other)
+
+
+def test_weights_changed_where_the_remembered_family_does_not_look_are_noticed(
+    roots: tuple[Path, Path], file: Path, tmp_path: Path
+) -> None:
+    root = saved(tmp_path, 0)
+    path, name = (
+        root / "converted_16k" / "model_viq_fsq_16k.pth",
+        "fusion_block.vq_low_pre_token_shuffle_head.fc2.weight",
+    )
+    family = loaded(root, "torchscript", file).family
+    state = torch.load(path, weights_only=True)
+    state[name].view(-1)[-4500] += 1
+    torch.save(state, path)
+    assert loaded(root).family == family  # as samples of each tensor are compared
+    with pytest.raises(WeightsError, match=f"{file}: is for weights [0-9a-f]{{16}}, expected"):
+        loaded(root, "torchscript", file)
+
+
+def test_a_head_file_of_an_earlier_version_is_to_be_built_anew(
+    roots: tuple[Path, Path], file: Path, tmp_path: Path
+) -> None:
+    older = json.loads(read_facts(file).to_json())
+    del older["weights"]
+    path = tmp_path / "head.pt"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(ENTRY, json.dumps(older))
+    with pytest.raises(WeightsError, match="made by an earlier viq: build it anew"):
+        loaded(roots[0], "torchscript", path)
 
 
 @pytest.mark.parametrize(
@@ -184,6 +214,9 @@ def test_the_command_builds_a_head_that_encode_and_info_take(
     assert "viq build-head" in capsys.readouterr().err
     assert main(["encode", str(picture), "-o", str(tmp_path), *weights, "--head-file", str(head)]) == 2
     assert main(["build-head", "--format", "torchscript", "-o", str(tmp_path / "no" / "head.pt"), *weights]) == 2
+    assert main(["build-head", "--format", "torchscript", "--max-patches", "9", "-o", str(head), *weights]) == 2
+    assert main(["build-head", "--format", "tensorrt", "--max-patches", "9", "-o", f"{head}.engine", *weights]) == 2
+    assert "packs of at most 9 patches, expected 32" in capsys.readouterr().err
 
 
 def test_the_service_takes_of_several_heads_the_one_for_its_weights(file: Path, tmp_path: Path) -> None:

@@ -21,15 +21,17 @@ class Poisson:
 
     rate: float
 
-    def times(self, seconds: float, seed: int) -> list[float]:
-        """Seconds from the beginning at which requests are due, in order, all below `seconds`."""
+    def times(self, seconds: float, seed: int, then: int = 0) -> list[float]:
+        """Seconds from the beginning at which requests are due, in order: all below `seconds`, and `then` so many."""
         rng, due = np.random.default_rng([seed, 3]), 0.0
         made = list[float]()
         while True:
             for gap in rng.exponential(1 / self.rate, 256).tolist():
                 due += gap
                 if due >= seconds:
-                    return made
+                    if not then:
+                        return made
+                    then -= 1
                 made.append(due)
 
 

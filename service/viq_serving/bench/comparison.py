@@ -8,7 +8,7 @@ from typing import Any
 
 Row = dict[str, Any]
 
-_MEASURES = ("images_per_s", "p50_ms", "p90_ms", "p99_ms", "p99_9_ms")
+_MEASURES = ("images_per_s", "p50_ms", "p90_ms", "p99_ms", "p99_9_ms", "corrected_p99_ms")
 _KEYS = ("door", "method", "load", "size")
 _LEAST = {"p99": 100, "p99.9": 1000}
 """Answers that a percentile takes to be another than the largest."""
@@ -77,6 +77,8 @@ def _listed(values: Sequence[Any]) -> str:
 def _median(runs: Sequence[Row], measure: str) -> float | None:
     if measure == "images_per_s":
         values = [run["achieved"][measure] for run in runs]
+    elif measure.startswith("corrected_"):  # of closed loops alone
+        values = [(run.get("corrected_ms") or {}).get(measure.removeprefix("corrected_")[:-3]) for run in runs]
     else:
         values = [run["latency_ms"][measure.removesuffix("_ms")] for run in runs]
     known = [value for value in values if value is not None]

@@ -48,7 +48,8 @@ def figures_of(
         "latency_ms": usual,
     }
     if closed:
-        told["corrected_ms"] = percentiles(corrected(latencies))
+        more = corrected(latencies)
+        told["corrected_ms"] = None if more is None else percentiles(more)
     late = 1000 * np.array([late for one in loads for late in one.lag], np.float64)
     lag = percentiles(late, {"p50": 50.0, "p99": 99.0})
     spent = [one.cpu_s / max(one.end - one.start, 1e-9) for one in loads]
@@ -101,8 +102,8 @@ def percentiles(values: Values, shares: dict[str, float] = _SHARES) -> dict[str,
     return {**rows, "max": round(float(values.max()), 3), "mean": round(float(values.mean()), 3)}
 
 
-def corrected(latencies: Values) -> Values:
-    """Latencies with those added that callers who wait left out: coordinated omission.
+def corrected(latencies: Values) -> Values | None:
+    """Latencies with those added that callers who wait left out: coordinated omission. None if they are too many.
 
     While a caller waits longer than usual it does not send what it would have sent. As HdrHistogram's
     `recordValueWithExpectedInterval`: a latency of v stands also for requests due each expected interval i later,
@@ -114,7 +115,9 @@ def corrected(latencies: Values) -> Values:
     interval = float(np.median(latencies))
     missing = np.floor(latencies / interval).astype(np.int64) - 1 if interval > 0 else np.zeros(0, np.int64)
     late = missing > 0
-    if not late.any() or int(missing[late].sum()) > _MOST_ADDED:
+    if int(missing[late].sum()) > _MOST_ADDED:
+        return None
+    if not late.any():
         return latencies
     added = [
         value - interval * np.arange(1, count + 1) for value, count in zip(latencies[late], missing[late], strict=True)

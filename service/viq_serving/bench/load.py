@@ -84,8 +84,12 @@ async def opened(
 ) -> Load:
     """Requests at the times that follow from `seed`, from `begin` on; all that were sent are waited for."""
     load = Load(start=begin + span.warm_s)
-    seconds = span.seconds if span.seconds is not None else (span.requests or 0) / arrivals.rate
-    load.end = load.start + seconds
+    if span.seconds is not None:
+        due_after = arrivals.times(span.warm_s + span.seconds, seed)
+        load.end = load.start + span.seconds
+    else:  # until one more would be due
+        *due_after, last = arrivals.times(span.warm_s, seed, (span.requests or 0) + 1)
+        load.end = begin + last
     asked = set[asyncio.Task[None]]()
 
     async def call(picture: int, due: float) -> None:
@@ -95,7 +99,7 @@ async def opened(
         seen.take(picture, answer, door)
 
     spent = asyncio.create_task(_spent(load))
-    for after in arrivals.times(span.warm_s + seconds, seed):
+    for after in due_after:
         due = begin + after
         early = due - monotonic()
         if early > 0:

@@ -95,9 +95,9 @@ class Session:
                     yield self._run(door, f"{rate:g}", Poisson(rate), payload, size, round_)
             for share in self.loads.shares:
                 for door in self.doors:
-                    if capacity[door] <= 0:
-                        raise InvalidInput(f"door {door}: nothing was answered, so no rate is a share of that")
-                    arrivals = Poisson(round(share * capacity[door], 4))
+                    if capacity[door] <= 0:  # its closed run says that nothing was answered, and why
+                        continue
+                    arrivals = Poisson(share * capacity[door])
                     yield self._run(door, f"{100 * share:g}%", arrivals, payload, size, round_)
 
     def _closed(self) -> Iterator[tuple[str, Closed]]:

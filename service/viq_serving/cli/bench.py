@@ -94,7 +94,10 @@ def _check_outputs(args: argparse.Namespace, loads: Loads, parts: int) -> None:
         if path is not None:
             if path.is_dir():
                 raise UsageError(f"{path} is a folder, expected a file to write")
-            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise UsageError(f"{path.parent} cannot be made a folder: {error.strerror}") from None
     if args.plot is not None and max(parts, len(loads.in_flight), len(loads.rates) + len(loads.shares)) < 2:
         raise UsageError("--plot takes two rates, two numbers of requests in flight, or --each-size with two sizes")
 
@@ -201,11 +204,12 @@ def _compare(args: argparse.Namespace) -> int:
     first, second = (result.load(Path(name)) for name in args.words[1:])
     try:
         found = compared(first, second)
+        text = table(found)
     except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
         raise InvalidInput(f"one of the results lacks what is compared: {error!r}") from None
     if args.output is not None:
         result.save(args.output, found)
-    print(json.dumps(found, indent=1) if args.json else table(found))
+    print(json.dumps(found, indent=1) if args.json else text)
     return DONE if found["rows"] else SOME_FAILED
 
 

@@ -114,7 +114,8 @@ def _advised(args: argparse.Namespace) -> Advice:
     with Progress("drawing pictures", args.pictures) as progress:
         files = pictures_of(mix, args.pictures, args.seed, advance=progress.advance)
     described = {"size": model.size, "fingerprint": model.fingerprint, "device": model.device, "dtype": model.dtype}
-    advice = Advice({**mix_row(mix, files, args.seed), "scale": args.scale}, described, machine())
+    described_mix = {**mix_row(mix, files, args.seed), "scale": args.scale}
+    advice = Advice(described_mix, described, machine(), _asked(args), args.quick)
     span = Span(args.warm_up, args.duration)
     asked = {"root": weights_root(args), "size": args.size, "dtype": args.dtype or "auto"}
     asked |= {"head": args.head or "eager", "head_file": [str(one) for one in args.head_file or ()]}
@@ -124,6 +125,19 @@ def _advised(args: argparse.Namespace) -> Advice:
     with Progress("measuring", steps) as progress:
         _choose(args, advice, measurement, budgets, replicas, processes, progress)
     return advice
+
+
+def _asked(args: argparse.Namespace) -> dict[str, str]:
+    """Settings of the service for what was asked of the model: what is expected holds with these alone."""
+    given = {
+        "VIQ_WEIGHTS_ROOT": args.weights_root,
+        "VIQ_SIZE": args.size,
+        "VIQ_DEVICE": args.device,
+        "VIQ_DTYPE": args.dtype,
+        "VIQ_HEAD": args.head,
+        "VIQ_HEAD_FILE": ",".join(args.head_file or ()),
+    }
+    return {name: value for name, value in given.items() if value}
 
 
 def _tries_processes(args: argparse.Namespace, model: ViQ, count: int) -> bool:
@@ -153,8 +167,8 @@ def _choose(
     from viq_serving.tune.measurement import Setting, TuningFailed
 
     callers = Closed(args.in_flight)
-    for _ in range(args.rounds):
-        for budget in budgets:
+    for turn in range(args.rounds):  # each round begins with another: a machine that slows down is slow for all
+        for budget in (*budgets[turn % len(budgets) :], *budgets[: turn % len(budgets)]):
             advice.budgets.setdefault(budget, []).append(measurement.run(Setting(budget), callers))
             progress.advance()
     advice.choose_budget()

@@ -24,12 +24,15 @@ Figures = Mapping[str, Any]
 class Advice:
     """Settings and what to expect of them. Rows are figures of runs, by what was set or by share of the capacity.
 
-    `replicas` are threads of one process, `processes` are processes of their own, both by their number.
+    `asked` are settings of the model that it was measured with, if they were given; `rough` says that it was too quick
+    to trust. `replicas` are threads of one process, `processes` are processes of their own, both by their number.
     """
 
     mix: Mapping[str, Any]
     model: Mapping[str, Any]
     machine: Mapping[str, Any]
+    asked: Mapping[str, str] = field(default_factory=dict)
+    rough: bool = False
     budgets: dict[int, list[Figures]] = field(default_factory=dict)
     replicas: dict[int, list[Figures]] = field(default_factory=dict)
     processes: dict[int, list[Figures]] = field(default_factory=dict)
@@ -69,6 +72,11 @@ class Advice:
         return min(max(answered, MAX_PATCHES), QUEUE_PATCHES)
 
     @property
+    def queue_s(self) -> float:
+        """Seconds in which a full queue is computed."""
+        return self.queue_patches / self.patches_per_s
+
+    @property
     def largest_s(self) -> float:
         """Seconds that an image of the most patches would take, at the speed of the mix and by its cost."""
         mean = float(self.mix["mean_patches"])
@@ -78,6 +86,7 @@ class Advice:
     def settings(self) -> dict[str, str]:
         """Environment variables of `viq serve`."""
         return {
+            **self.asked,
             "VIQ_MAX_BATCH_PATCHES": str(self.setting.batch_patches),
             "VIQ_REPLICAS": str(self.setting.replicas),
             "VIQ_REPLICA_PROCESSES": str(self.setting.processes).lower(),
@@ -88,6 +97,7 @@ class Advice:
         """All of it, for JSON."""
         return {
             "format": "viq-tune/1",
+            "rough": self.rough,
             "settings": self.settings(),
             "expected": {
                 "images_per_s": round(self.capacity, 3),

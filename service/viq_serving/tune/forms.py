@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Iterator, Sequence
 
-from viq_serving.tune.advice import QUEUE_AGE_S, Advice, Figures, rate_of
+from viq_serving.tune.advice import Advice, Figures, rate_of
 
 FORMS = ("text", "env", "configmap")
 
@@ -32,7 +33,7 @@ def _env(advice: Advice) -> str:
 
 def _config_map(advice: Advice) -> str:
     comments = [_said(advice), *_expected(advice)]
-    data = [f'  {name}: "{value}"' for name, value in advice.settings().items()]
+    data = [f"  {name}: {json.dumps(value)}" for name, value in advice.settings().items()]
     head = ["apiVersion: v1", "kind: ConfigMap", "metadata:", "  name: viq-settings", "data:"]
     return "\n".join([*(f"# {line}" for line in comments), *head, *data]) + "\n"
 
@@ -51,6 +52,8 @@ def _said(advice: Advice) -> str:
 
 
 def _expected(advice: Advice) -> Iterator[str]:
+    if advice.rough:
+        yield "Measured in one short round: rough, not to be relied on"
     yield (
         f"Expected: {advice.capacity:.3g} images/s, {advice.patches_per_s:.0f} patches/s, "
         "less what HTTP or gRPC takes of the processor"
@@ -62,7 +65,7 @@ def _expected(advice: Advice) -> Iterator[str]:
             f"p50 {latency['p50']:.0f} ms, p90 {latency['p90']:.0f} ms, p99 {latency['p99']:.0f} ms"
         )
     yield (
-        f"The queue holds what is computed in {QUEUE_AGE_S:g} s; an image of 16,384 patches would take about "
+        f"The queue holds what is computed in {advice.queue_s:.0f} s; an image of 16,384 patches would take about "
         f"{advice.largest_s:.2g} s"
     )
 
