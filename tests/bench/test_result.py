@@ -103,7 +103,7 @@ def _run(rate: float) -> dict[str, Any]:
 
 def test_what_waiting_callers_left_out_is_told_and_compared(sweep: dict[str, Any]) -> None:
     run = _run(100.0)
-    assert "left out: p90 50, p99 390 ms" in line(run)
+    assert "left out: p90 50.0, p99 390.0 ms" in line(run)
     assert "measure with --rates" in line({**run, "corrected_ms": None})
     assert "left out" not in line({**run, "corrected_ms": run["latency_ms"]})
     less = {**run, "corrected_ms": {**run["corrected_ms"], "p99": 195.0}}
