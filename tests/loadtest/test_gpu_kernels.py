@@ -40,7 +40,8 @@ def told(*command: str, first: Path | None = None, **environment: str) -> str:
 def steps(out: Path, first: Path | None = None) -> dict[str, list[dict[str, Any]]]:
     """The rows of the two steps that have kernels of Triton."""
     options = ("--tiny", "--device", "cpu", "--steps", "C,G", "--out", str(out))
-    told("-m", "loadtest.gpu", *options, first=first, TRITON_INTERPRET="1")
+    program = (str(HERE / "interpreter.py"), "loadtest.gpu") if first is None else ("-m", "loadtest.gpu")
+    told(*program, *options, first=first, TRITON_INTERPRET="1")
     return {path.stem[0]: json.loads(path.read_text())["rows"] for path in out.glob("*-tiny/*.json")}
 
 
