@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from interpreter import multiply_rows_alike
 from loadtest.gpu import kernels
+from tests.loadtest.interpreter import multiply_rows_alike
 from torch import Tensor
 from triton import language as tl
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
