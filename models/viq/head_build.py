@@ -24,9 +24,6 @@ from viq.torch_warnings import quiet_about_torch
 if TYPE_CHECKING:
     from viq.encoder import Encoder
 
-MOST_ROWS = 16_384
-"""Patches of a pack that a TensorRT engine takes unless told: the largest image and, on CUDA, batch of the service."""
-
 INDUCTOR = {"cpp.dynamic_threads": True}
 """Options of torch's compiler: the number of threads is torch's at the time of the call, not of the compilation."""
 
@@ -37,11 +34,11 @@ _MOST_ROWS, _MOST_IMAGES = 2**24, 2**20
 Inputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 
-def build(encoder: Encoder, facts: HeadFacts, path: Path, *, most_rows: int = MOST_ROWS) -> None:
+def build(encoder: Encoder, facts: HeadFacts, path: Path) -> None:
     """Write the head of `encoder`, with what the file is to say of itself, to `path`, which appears when it is whole.
 
-    `most_rows` is the largest pack that a TensorRT engine takes. Raises `InvalidInput` for a name that does not end
-    as the format's do, `WeightsError` naming what is missing here to build it.
+    Raises `InvalidInput` for a name that does not end as the format's do, `WeightsError` naming what is missing here
+    to build it.
     """
     if facts.format not in SUFFIXES:
         raise InvalidInput(f"format {facts.format!r}; there are {', '.join(SUFFIXES)}")
@@ -60,7 +57,7 @@ def build(encoder: Encoder, facts: HeadFacts, path: Path, *, most_rows: int = MO
         else:
             from viq.head_tensorrt import write_engine
 
-            write_engine(exported(encoder), made, facts, most_rows)
+            write_engine(exported(encoder), made, facts)
         os.replace(made, path)  # noqa: PTH105  # replaces on every system
 
 

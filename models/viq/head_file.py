@@ -32,8 +32,9 @@ _UNREADABLE = (OSError, EOFError, zipfile.BadZipFile, zlib.error, UnicodeDecodeE
 class HeadFacts:
     """What a head file was made for: `device` as in a fingerprint, with the instruction set; `made_with` versions.
 
-    `weights` is a digest of every byte of the head's own weights: `family` may be what a folder remembers. `cpu` is one
-    of the features of the CPU whose machine code the file is, empty for what is none.
+    `weights` is a digest of every byte of the head's own weights, as `family` may be what a folder remembers; empty in
+    files of earlier versions. `cpu` is one of the features of the CPU whose machine code the file is, empty for what
+    is none.
     """
 
     format: str
@@ -64,8 +65,7 @@ def read_facts(path: Path) -> HeadFacts:
     text = _from_onnx(path) if path.suffix == SUFFIXES["onnx"] else _from_archive(path)
     try:
         found = json.loads(text)
-        if isinstance(found, dict) and "family" in found and "weights" not in found:
-            raise WeightsError(f"head file {path}: made by an earlier viq: build it anew")
+        found = {"weights": "", **found}
         facts = HeadFacts(**{field.name: found[field.name] for field in fields(HeadFacts)})
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise WeightsError(f"head file {path}: {ENTRY} is not readable ({error!r})") from None
@@ -117,13 +117,19 @@ def chosen(paths: Sequence[Path], wanted: HeadFacts) -> Path:
     if not ours:
         held = "; ".join(f"{path} is for {facts.family} (size {facts.size})" for path, facts in known)
         raise WeightsError(f"no head file for weights {wanted.family} (size {wanted.size}): {held}")
-    fitting = [pair for pair in ours if (pair[1].dtype, pair[1].device) == (wanted.dtype, wanted.device)]
-    path, facts = (fitting or ours)[0]
-    for name in ("format", "dtype", "device", "torch", "size", "width", "cpu", "weights"):
-        is_, expected = getattr(facts, name), getattr(wanted, name)
-        if is_ != expected:
-            raise WeightsError(f"head file {path}: is for {name} {is_}, expected {expected}")
+    path, facts = min(ours, key=lambda pair: len(_unlike(pair[1], wanted)))
+    unlike = _unlike(facts, wanted)
+    if unlike == ["weights"] and not facts.weights:
+        raise WeightsError(f"head file {path}: made by an earlier viq: build it anew")
+    for name in unlike[:1]:
+        raise WeightsError(f"head file {path}: is for {name} {getattr(facts, name)}, expected {getattr(wanted, name)}")
     return path
+
+
+def _unlike(facts: HeadFacts, wanted: HeadFacts) -> list[str]:
+    """Names of what does not fit, that first which says most."""
+    names = ("format", "dtype", "device", "torch", "size", "width", "cpu", "weights")
+    return [name for name in names if getattr(facts, name) != getattr(wanted, name)]
 
 
 def checked_place(path: str | Path, weights: Path | None) -> Path:

@@ -21,13 +21,12 @@ from viq.head_file import ENTRY, HeadFacts
 from viq.head_onnx import INPUTS, OUTPUT, write
 
 _ENGINE = "engine.plan"
-_LEAST_ROWS, _LEAST_PATCHES = 32, 4  # of a pack, filled up; of an image
+_LEAST_ROWS, MOST_ROWS = 32, 16_384
+"""Rows of a pack that an engine takes: the most are those of the largest image and batch, by the service's defaults."""
 
 
-def write_engine(program: torch.export.ExportedProgram, path: Path, facts: HeadFacts, most_rows: int) -> None:
-    """Build and write an engine for packs of up to `most_rows` rows. Raises `WeightsError` naming what is missing."""
-    if most_rows < _LEAST_ROWS:
-        raise InvalidInput(f"packs of at most {most_rows} patches, expected {_LEAST_ROWS} or more")
+def write_engine(program: torch.export.ExportedProgram, path: Path, facts: HeadFacts) -> None:
+    """Build and write an engine for packs of up to `MOST_ROWS` rows. Raises `WeightsError` naming what is missing."""
     trt = _tensorrt()
     network_file = path.with_suffix(".onnx")
     write(program, network_file, facts, masked=True)
@@ -41,7 +40,7 @@ def write_engine(program: torch.export.ExportedProgram, path: Path, facts: HeadF
     config, profile = builder.create_builder_config(), builder.create_optimization_profile()
     for i in range(network.num_inputs):
         given = network.get_input(i)
-        profile.set_shape(given.name, *_range(given.name, tuple(given.shape), most_rows))
+        profile.set_shape(given.name, *shapes_of(given.name, tuple(given.shape)))
     config.add_optimization_profile(profile)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
@@ -70,12 +69,13 @@ def engine(path: Path, device: torch.device) -> tuple[Callable[[Tensor, Tensor, 
         if x.shape[0] > most:
             raise InvalidInput(
                 f"a pack of {x.shape[0]} patches is over the {most} that the TensorRT head is for: "
-                "viq build-head --max-patches, or smaller batches and images"
+                "--max-batch-patches and --max-patches of the service can be set so"
             )
         given = {name: t.contiguous() for name, t in zip(INPUTS, (x, ends, unused, table), strict=True) if name in held}
         with lock:
             for name, tensor in given.items():
-                context.set_input_shape(name, tuple(tensor.shape))
+                if not context.set_input_shape(name, tuple(tensor.shape)):
+                    raise InvalidInput(f"{name} of shape {tuple(tensor.shape)} is none that the TensorRT head is for")
                 context.set_tensor_address(name, tensor.data_ptr())
             out = x.new_empty(tuple(context.get_tensor_shape(OUTPUT)))
             context.set_tensor_address(OUTPUT, out.data_ptr())
@@ -96,10 +96,10 @@ def _tensorrt() -> Any:
     return trt
 
 
-def _range(name: str, shape: tuple[int, ...], most_rows: int) -> tuple[tuple[int, ...], ...]:
-    """Least, usual and greatest shape of an input, whose open dimension is -1."""
-    images = most_rows // _LEAST_PATCHES
-    sizes = (
-        (2, min(65, images + 1), images + 1) if name == INPUTS[1] else (_LEAST_ROWS, min(2048, most_rows), most_rows)
-    )
+def shapes_of(name: str, shape: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+    """Least, usual and greatest shape of an input, whose open dimension is -1.
+
+    The most images are those of one patch each, what fills a pack up among them.
+    """
+    sizes = (2, 65, MOST_ROWS + 1) if name == INPUTS[1] else (_LEAST_ROWS, 2048, MOST_ROWS)
     return tuple(tuple(size if dim < 0 else dim for dim in shape) for size in sizes)

@@ -36,7 +36,7 @@ from viq.fp8 import quantise_trunk
 from viq.graphs import Graphs, check_experiments
 from viq.hardware import FP8, device_named, dtype_named, prepare_cuda
 from viq.head_backends import check_asked, facts_of, use_head
-from viq.head_build import MOST_ROWS, build
+from viq.head_build import build
 from viq.head_file import HeadFacts, checked_place
 from viq.launched import Launched, gathered, on_host
 from viq.pack_probe import encoder_is_invariant, head_is_invariant
@@ -216,16 +216,15 @@ class ViQ:
                 self._scripted = scripted(self._encoder, self.row_multiple)
         return self._scripted is not None
 
-    def build_head(self, form: str, path: str | Path, *, most_patches: int = MOST_ROWS) -> HeadFacts:
+    def build_head(self, form: str, path: str | Path) -> HeadFacts:
         """Write the quantization head as a file for `from_pretrained(head=form, head_file=path)`.
 
         `form` is `torchscript`, `aoti`, `onnx` or `tensorrt`. The file serves these weights on this kind of device, in
-        this type, with this version of torch; a TensorRT engine packs of up to `most_patches`, the others any. Raises
-        `InvalidInput` for a format there is not, a name that does not end as it should or a place among weights,
-        `WeightsError` naming what is missing here to build it.
+        this type, with this version of torch. Raises `InvalidInput` for a format there is not, a name that does not
+        end as it should or a place among weights, `WeightsError` naming what is missing here to build it.
         """
         facts = facts_of(self.encoder, form, self.family, self.size)
-        build(self.encoder, facts, checked_place(path, self._folder), most_rows=most_patches)
+        build(self.encoder, facts, checked_place(path, self._folder))
         return facts
 
     @property

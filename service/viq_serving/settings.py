@@ -38,6 +38,10 @@ class _Environment(EnvSettingsSource):
         return value, key, is_complex
 
 
+TENSORRT_PATCHES = 16_384
+"""Patches of a pack that `viq.head_tensorrt` makes engines for."""
+
+
 class Settings(BaseSettings):
     """Settings of the service: each field is a flag of `viq serve` and an environment variable `VIQ_<FIELD>`.
 
@@ -308,6 +312,11 @@ class Settings(BaseSettings):
             raise ValueError("tls_cert and tls_key are given together or not at all")
         if self.tls_client_ca is not None and self.tls_cert is None:
             raise ValueError("tls_client_ca needs tls_cert and tls_key")
+        largest = max(self.max_patches, self.max_batch_patches or 0)
+        if self.head == "tensorrt" and largest > TENSORRT_PATCHES:
+            raise ValueError(
+                f"max_patches and max_batch_patches are at most {TENSORRT_PATCHES} with head tensorrt, not {largest}"
+            )
         if self.http_uds is not None and self.http_uds == self.grpc_uds:
             raise ValueError(f"http_uds and grpc_uds are both {self.http_uds}")
         if {self.http_port, self.http_uds} == {None} or {self.grpc_port, self.grpc_uds} == {None}:

@@ -110,23 +110,44 @@ def test_an_open_loop_may_be_told_how_many_requests(bench: Bench) -> None:
     assert (run["loop"], run["requests"], run["answered"]) == ("open", 23, 23)
 
 
-def test_a_door_that_answers_nothing_has_no_share_and_is_an_error(bench: Bench) -> None:
+def test_a_door_that_answers_nothing_has_no_share_and_is_an_error(bench: Bench, tmp_path: Path) -> None:
     arguments = ("--door", "http", "--url", "http://127.0.0.1:9/x", "--in-flight", 2, "--rates", "50%", "--requests", 2)
     code, out, _ = bench("--json", *SHORT, *arguments)
     assert code == 1
     (run,) = json.loads(out)["runs"]
     assert (run["loop"], run["answered"]) == ("closed", 0)
     assert sum(run["errors"].values()) == 2
+    code, out, err = bench("--json", *SHORT, *arguments, "--rates", "25%,50%", "--plot", tmp_path / "none.png")
+    assert (code, len(json.loads(out)["runs"])) == (1, 1)
+    assert f"{tmp_path / 'none.png'} is not drawn: nothing" in err
 
 
-@pytest.mark.parametrize("load", [("--in-flight", 3, "--requests", 9), ("--rate", 40, "--duration", 0.3)])
+def test_answers_that_come_after_the_window_are_no_rate_to_have_a_share_of(bench: Bench, tmp_path: Path) -> None:
+    def late(number: int) -> list[bytes]:
+        threading.Event().wait(0.5)
+        return plain("200 OK", bytes(8))
+
+    with foreign(late) as server:
+        target, path = ("--door", "http", "--url", server.url), tmp_path / "held.json"
+        code, _, err = bench(*SHORT, *target, "--in-flight", 1, "--rates", "50%", "--duration", 0.1, "-o", path)
+        assert code == 2
+        assert "no answer came in time" in err
+        assert json.loads(path.read_text())["runs"][0]["answered"] == 1
+        (run,) = measured(bench, *target, "--rate", 100, "--requests", 5)["runs"]
+    assert run["answered"] == 5
+    assert 0 < run["achieved"]["images_per_s"] < 10  # all of them, until the last
+
+
+@pytest.mark.parametrize(
+    "load", [("--in-flight", 3, "--requests", 9), ("--rate", 40, "--duration", 0.3), ("--rate", 90, "--requests", 9)]
+)
 def test_several_processes_share_a_load(bench: Bench, load: tuple[object, ...]) -> None:
     codes = plain("200 OK", bytes(8))
     with foreign(lambda number: codes) as server:
         (run,) = measured(bench, "--door", "http", "--url", server.url, "--processes", 2, *load)["runs"]
     assert run["generator"]["processes"] == 2
     assert run["answered"] == run["requests"] == len(server.requests) > 0
-    assert run["requests"] == 9 or run["loop"] == "open"
+    assert run["requests"] == 9 or "--duration" in load
 
 
 def test_a_server_that_is_full_is_told_from_one_that_fails(bench: Bench) -> None:
@@ -294,7 +315,11 @@ def test_an_output_that_cannot_be_written_is_told_before_anything_is_measured(be
     (tmp_path / "file").touch()
     code, _, err = bench("-o", tmp_path / "file" / "x.json", "--grpc", "localhost:1")
     assert code == 2
-    assert f"{tmp_path / 'file'} cannot be made a folder" in err
+    assert f"{tmp_path / 'file' / 'x.json'} cannot be written" in err
+    for path in ("/proc/x.json", "x" * 300, str(tmp_path / ("x" * 250))):
+        code, _, err = bench("-o", path, "--grpc", "localhost:1")
+        assert code == 2
+        assert f"{path} cannot be written: " in err
 
 
 def test_what_is_no_result_is_refused(bench: Bench, tmp_path: Path) -> None:

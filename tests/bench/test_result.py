@@ -112,6 +112,12 @@ def test_what_waiting_callers_left_out_is_told_and_compared(sweep: dict[str, Any
     assert "corrected_p99_ms" in table(found)
     unknown = compared({**sweep, "runs": [run]}, {**sweep, "runs": [{**run, "corrected_ms": None}]})
     assert unknown["rows"][0]["corrected_p99_ms"] == [390.0, None, None]
+    mixed = compared({**sweep, "runs": [run]}, {**sweep, "runs": [run, run, {**run, "corrected_ms": None}]})
+    assert mixed["rows"][0]["corrected_p99_ms"] == [390.0, None, None]
+    assert any("than can be corrected for: 0 and 1" in note for note in mixed["rows"][0]["notes"])
+    opened = {**run, "loop": "open", "corrected_ms": None}
+    del opened["corrected_ms"]
+    assert "corrected" not in table(compared({**sweep, "runs": [opened]}, {**sweep, "runs": [opened]}))
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ def run_of(rate: float) -> dict[str, Any]:
 @pytest.fixture
 def advice() -> Advice:
     mix = {"name": "photos", "pictures": 4, "mean_patches": 100.0}
-    model = {"size": "16k", "dtype": "bfloat16", "device": "cuda"}
+    model = {"size": "16k", "dtype": "bfloat16", "device": "cuda", "head": "eager"}
     return Advice(mix, model, {"cores": 8, "processor": "some"})
 
 
@@ -89,13 +89,15 @@ def test_advice_is_read_by_systemd_and_kubernetes(advice: Advice) -> None:
 
 def test_advice_holds_for_the_model_that_was_asked_for(advice: Advice) -> None:
     advice.budgets, advice.setting = {512: [run_of(1)]}, Setting(512)
-    advice.asked, advice.rough = {"VIQ_SIZE": "16k", "VIQ_WEIGHTS_ROOT": 'a "b": \\c'}, True
+    advice.asked, advice.rough = {"VIQ_SIZE": "16k", "VIQ_HEAD": "compile"}, True
     settings = yaml.safe_load(written(advice, "configmap"))["data"]
-    assert (settings["VIQ_SIZE"], settings["VIQ_WEIGHTS_ROOT"]) == ("16k", 'a "b": \\c')
+    assert (settings["VIQ_SIZE"], settings["VIQ_HEAD"]) == ("16k", "compile")
     assert "VIQ_SIZE=16k\n" in written(advice, "env")
     said = written(advice, "text")
     assert "rough" in said
     assert "The queue holds what is computed in 164 s" in said  # the largest image, which takes longer than its age
+    advice.budgets = {512: [run_of(25_600)]}
+    assert "The queue holds what is computed in 0.102 s" in written(advice, "text")
 
 
 def test_a_quick_round_measures_this_machine(
@@ -156,6 +158,8 @@ def test_what_is_expected_of_several_replicas_was_measured_with_them(
         (["--mix", "nothing"], "mix 'nothing'"),
         (["--loads", "12"], "expected shares"),
         (["--server", "http://localhost"], "use viq bench"),
+        (["-o", "/nowhere/x.env"], "/nowhere/x.env cannot be written: No such file"),
+        (["-o", "/"], "is a folder"),
     ],
 )
 def test_what_cannot_be_meant_is_told(arguments: list[str], said: str, capfd: pytest.CaptureFixture[str]) -> None:
@@ -208,7 +212,8 @@ def test_where_advice_cannot_be_written_is_told_before_anything_is_measured(
 ) -> None:
     for place in (tmp_path, tmp_path / "no" / "viq.env"):
         assert main(["tune", "--quick", "-o", str(place)]) == 2
-        assert "expected a file in a folder that is there" in capfd.readouterr().err
+        told = capfd.readouterr().err
+        assert f"{place} is a folder" in told or f"{place} cannot be written: No such file" in told
 
 
 @pytest.mark.parametrize("asked", [False, True])

@@ -7,8 +7,9 @@ import json
 import pytest
 from pydantic import ValidationError
 
+from viq.head_tensorrt import MOST_ROWS
 from viq_serving.errors import SettingsError
-from viq_serving.settings import Settings, unknown_names
+from viq_serving.settings import TENSORRT_PATCHES, Settings, unknown_names
 
 
 def test_defaults_are_those_of_the_interface() -> None:
@@ -30,6 +31,15 @@ def test_defaults_are_those_of_the_interface() -> None:
         "body_read_timeout_s": 30.0,
         "drain_delay": 5.0,
     }
+
+
+def test_tensorrt_engines_bound_the_largest_image_and_batch() -> None:
+    assert TENSORRT_PATCHES == MOST_ROWS
+    Settings.load({"head": "tensorrt", "max_batch_patches": MOST_ROWS})
+    for name in ("max_patches", "max_batch_patches"):
+        with pytest.raises(SettingsError, match="at most 16384 with head tensorrt, not 20000"):
+            Settings.load({"head": "tensorrt", name: 20_000})
+        Settings.load({"head": "compile", name: 20_000})
 
 
 def test_every_setting_has_words_for_the_help_text() -> None:

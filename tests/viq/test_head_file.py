@@ -13,10 +13,14 @@ from viq import ViQ
 from viq.errors import InvalidInput, WeightsError
 from viq.hardware import multiplies_natively
 from viq.head_file import ENTRY, check_whole, read_facts
+from viq.head_tensorrt import shapes_of
+from viq.packing import Packing
 from viq.random_weights import Layout, encoder_state
 from viq_serving.cli.main import main
 
 LAYOUT = Layout(size="16k", width=32, depth=1, heads=2, headwise_width=16, head_blocks=1, headwise_blocks=1, grid=4)
+
+LEFT_OUT = object()
 
 
 def saved(root: Path, seed: int) -> Path:
@@ -48,12 +52,13 @@ def loaded(root: Path, head: str = "eager", *files: Path | str, dtype: str = "fl
 
 
 def changed(file: Path, path: Path, **facts: object) -> Path:
-    """A copy of a head file that says something else of itself."""
+    """A copy of a head file that says something else of itself, or nothing of what is `LEFT_OUT`."""
     with zipfile.ZipFile(file) as old, zipfile.ZipFile(path, "w") as new:
         for one in old.infolist():
             data = old.read(one)
             if one.filename.endswith(ENTRY):
-                data = json.dumps({**json.loads(data), **facts}).encode()
+                said = {**json.loads(data), **facts}
+                data = json.dumps({name: value for name, value in said.items() if value is not LEFT_OUT}).encode()
             new.writestr(one.filename, data)
     return path
 
@@ -73,6 +78,21 @@ def test_a_head_of_other_weights_is_refused_and_the_right_one_of_several_is_take
     other = tmp_path / "other.pt"
     loaded(roots[1]).build_head("torchscript", other)
     assert loaded(roots[1], "torchscript", file, other).head == "torchscript"
+
+
+def test_of_several_files_for_the_same_family_the_one_that_fits_is_taken_wherever_it_stands(
+    roots: tuple[Path, Path], file: Path, tmp_path: Path
+) -> None:
+    others = [
+        changed(file, tmp_path / f"{fact}.pt", **{fact: value})
+        for fact, value in (("weights", "0"), ("torch", "1.0"), ("dtype", "bfloat16"))
+    ]
+    others.append(changed(file, tmp_path / "another.pt", family="0" * 16, weights=LEFT_OUT))
+    for files in ([*others, file], [file, *others]):
+        assert loaded(roots[0], "torchscript", *files).head == "torchscript"
+    two = changed(file, tmp_path / "two.pt", weights="0", torch="1.0")
+    with pytest.raises(WeightsError, match=f"{others[0]}: is for weights 0, expected"):  # the nearest is named
+        loaded(roots[0], "torchscript", two, others[0])
 
 
 @pytest.mark.parametrize(
@@ -116,11 +136,7 @@ def test_weights_changed_where_the_remembered_family_does_not_look_are_noticed(
 def test_a_head_file_of_an_earlier_version_is_to_be_built_anew(
     roots: tuple[Path, Path], file: Path, tmp_path: Path
 ) -> None:
-    older = json.loads(read_facts(file).to_json())
-    del older["weights"]
-    path = tmp_path / "head.pt"
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr(ENTRY, json.dumps(older))
+    path = changed(file, tmp_path / "head.pt", weights=LEFT_OUT)
     with pytest.raises(WeightsError, match="made by an earlier viq: build it anew"):
         loaded(roots[0], "torchscript", path)
 
@@ -191,6 +207,17 @@ def test_heads_and_files_that_do_not_go_together_are_refused(roots: tuple[Path, 
         ViQ.from_pretrained(roots[0], "16k", device="cpu", parts=("encoder",), cuda_graphs=True)
 
 
+def test_a_tensorrt_engine_is_for_every_pack_up_to_its_most_rows() -> None:
+    least, _, most = shapes_of("x", (-1, 1536))
+    assert (least, most) == ((32, 1536), (16_384, 1536))
+    fewest, _, ends = shapes_of("ends", (-1,))
+    for grids in ([(1, 1)], [(1, 1)] * 16_383, [(1, 1)] * 16_384, [(128, 128)]):
+        packing = Packing.of(grids, 32)
+        assert least[0] <= packing.rows <= most[0]
+        assert fewest[0] <= packing.on(torch.device("cpu")).ends.shape[0] <= ends[0]
+    assert Packing.of([(1, 1)] * 16_383, 32).on(torch.device("cpu")).ends.shape == ends
+
+
 def test_tensorrt_names_what_is_missing_and_leaves_no_file(roots: tuple[Path, Path], tmp_path: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("a GPU is here")
@@ -214,9 +241,6 @@ def test_the_command_builds_a_head_that_encode_and_info_take(
     assert "viq build-head" in capsys.readouterr().err
     assert main(["encode", str(picture), "-o", str(tmp_path), *weights, "--head-file", str(head)]) == 2
     assert main(["build-head", "--format", "torchscript", "-o", str(tmp_path / "no" / "head.pt"), *weights]) == 2
-    assert main(["build-head", "--format", "torchscript", "--max-patches", "9", "-o", str(head), *weights]) == 2
-    assert main(["build-head", "--format", "tensorrt", "--max-patches", "9", "-o", f"{head}.engine", *weights]) == 2
-    assert "packs of at most 9 patches, expected 32" in capsys.readouterr().err
 
 
 def test_the_service_takes_of_several_heads_the_one_for_its_weights(file: Path, tmp_path: Path) -> None:

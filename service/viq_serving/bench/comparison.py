@@ -64,6 +64,9 @@ def _notes(ours: Sequence[Row], theirs: Sequence[Row]) -> Iterator[str]:
     failed = [sum(sum(run["errors"].values()) + run["rejects"]["count"] for run in runs) for runs in (ours, theirs)]
     if any(failed):
         yield f"not answered: {failed[0]} and {failed[1]}, whose latencies do not count"
+    beyond = [sum(map(_beyond_correction, runs)) for runs in (ours, theirs)]
+    if any(beyond):
+        yield f"runs in which callers who waited left out more than can be corrected for: {beyond[0]} and {beyond[1]}"
     one, other = (min(run["answered"] for run in runs) for runs in (ours, theirs))
     measure = next((name for name, least in _LEAST.items() if min(one, other) < least), None)
     if measure is not None:
@@ -78,11 +81,18 @@ def _median(runs: Sequence[Row], measure: str) -> float | None:
     if measure == "images_per_s":
         values = [run["achieved"][measure] for run in runs]
     elif measure.startswith("corrected_"):  # of closed loops alone
+        if any(map(_beyond_correction, runs)):
+            return None
         values = [(run.get("corrected_ms") or {}).get(measure.removeprefix("corrected_")[:-3]) for run in runs]
     else:
         values = [run["latency_ms"][measure.removesuffix("_ms")] for run in runs]
     known = [value for value in values if value is not None]
     return statistics.median(known) if known else None
+
+
+def _beyond_correction(run: Row) -> bool:
+    """Whether callers who waited left out more than `bench.figures.corrected` adds."""
+    return bool(run["answered"]) and "corrected_ms" in run and run["corrected_ms"] is None
 
 
 def _codes_equal(ours: Sequence[Row], theirs: Sequence[Row]) -> bool | None:

@@ -28,8 +28,9 @@ def figures_of(
 ) -> dict[str, Any]:
     """What the generators of one run measured together.
 
-    Requests that were due in the window are counted, with their latencies; rates are of answers that came in it, if
-    `counted` of those requests alone. `connections` is how many requests all of them can have under way, if not any.
+    Requests that were due in the window are counted, with their latencies; rates are of answers that came in it. If
+    requests were `counted` out, rates are of all of these alone, until the last answer. `connections` is how many
+    requests all generators can have under way, if not any.
     """
     start, end = min(one.start for one in loads), max(one.end for one in loads)
     seconds = max(end - start, 1e-9)
@@ -37,14 +38,15 @@ def figures_of(
     inside = (columns["due"] >= start) & (columns["due"] < end)
     done = columns["kind"] == ""
     latencies = 1000 * (columns["ended"] - columns["due"])[inside & done].astype(np.float64)
-    came = done & (columns["ended"] >= start) & (columns["ended"] <= end) & (inside if counted else True)
+    until = float(columns["ended"][inside & done].max(initial=end)) if counted else end
+    came = done & (columns["ended"] >= start) & (columns["ended"] <= until) & (inside if counted else True)
     usual = percentiles(latencies)
     told: dict[str, Any] = {
         "seconds": round(seconds, 3),
         "requests": int(inside.sum()),
         "answered": int((inside & done).sum()),
         "offered_per_s": round(float(inside.sum()) / seconds, 3),
-        "achieved": _achieved(columns, came, files, seconds),
+        "achieved": _achieved(columns, came, files, max(until - start, 1e-9)),
         "latency_ms": usual,
     }
     if closed:

@@ -80,9 +80,21 @@ async def closed(door: Door, arrivals: Closed, order: Iterator[int], span: Span,
 
 
 async def opened(
-    door: Door, arrivals: Poisson, order: Iterator[int], span: Span, begin: float, seen: Seen, seed: int
+    door: Door,
+    arrivals: Poisson,
+    order: Iterator[int],
+    span: Span,
+    begin: float,
+    seen: Seen,
+    seed: int,
+    part: int = 0,
+    parts: int = 1,
 ) -> Load:
-    """Requests at the times that follow from `seed`, from `begin` on; all that were sent are waited for."""
+    """Requests at the times that follow from `seed`, from `begin` on; all that were sent are waited for.
+
+    Of several generators each sends every `parts`-th, so that all of them send what one would. With a number of
+    requests the window ends when one more would be due.
+    """
     load = Load(start=begin + span.warm_s)
     if span.seconds is not None:
         due_after = arrivals.times(span.warm_s + span.seconds, seed)
@@ -90,6 +102,7 @@ async def opened(
     else:  # until one more would be due
         *due_after, last = arrivals.times(span.warm_s, seed, (span.requests or 0) + 1)
         load.end = begin + last
+    due_after = due_after[part::parts]
     asked = set[asyncio.Task[None]]()
 
     async def call(picture: int, due: float) -> None:

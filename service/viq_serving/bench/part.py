@@ -77,8 +77,8 @@ async def work(job: Job, payload: Payload, begin: Begin) -> tuple[Load, Seen]:
         if isinstance(job.arrivals, Closed):
             load = await closed(door, job.arrivals, order, job.span, await begin(), seen)
         else:
-            seed = job.seed * 1009 + job.part
-            load = await opened(door, job.arrivals, order, job.span, await begin(), seen, seed)
+            moment, seed = await begin(), job.seed * 1009
+            load = await opened(door, job.arrivals, order, job.span, moment, seen, seed, job.part, job.parts)
     finally:
         await door.close()
         gc.unfreeze()

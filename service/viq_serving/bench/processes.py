@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import monotonic
 
-from viq_serving.bench.arrivals import Arrivals, Closed, Poisson
+from viq_serving.bench.arrivals import Closed
 from viq_serving.bench.doors.payload import Payload
 from viq_serving.bench.handover import read_results, write_payload
 from viq_serving.bench.load import Load
@@ -40,9 +40,7 @@ def run(job: Job, payload: Payload, processes: int) -> tuple[list[Load], Seen]:
     with TemporaryDirectory(prefix="viq-bench-") as name:
         folder = Path(name)
         write_payload(folder, payload)
-        jobs = [replace(job, arrivals=_share(job.arrivals, part, processes), part=part, parts=processes,
-                        span=replace(job.span, requests=_cut(job.span.requests, part, processes)))
-                for part in range(processes)]  # fmt: skip
+        jobs = [_share(job, part, processes) for part in range(processes)]
         _run_all(folder, jobs)
         seen = Seen(wanted=True)
         return [read_results(folder, part, seen) for part in range(processes)], seen
@@ -77,11 +75,14 @@ def _say(process: subprocess.Popen[str], text: str) -> None:
         raise GeneratorFailed("a generator's process ended before it began") from None
 
 
-def _share(arrivals: Arrivals, part: int, parts: int) -> Arrivals:
-    if isinstance(arrivals, Poisson):
-        return Poisson(arrivals.rate / parts)  # several Poisson processes are one, of the sum of their rates
-    return Closed(arrivals.in_flight // parts + (part < arrivals.in_flight % parts))
+def _share(job: Job, part: int, parts: int) -> Job:
+    """Callers and their requests are shared out; of an open loop each generator knows which requests are its own."""
+    if isinstance(job.arrivals, Closed):
+        callers = Closed(_cut(job.arrivals.in_flight, part, parts))
+        requests = None if job.span.requests is None else _cut(job.span.requests, part, parts)
+        job = replace(job, arrivals=callers, span=replace(job.span, requests=requests))
+    return replace(job, part=part, parts=parts)
 
 
-def _cut(count: int | None, part: int, parts: int) -> int | None:
-    return None if count is None else count // parts + (part < count % parts)
+def _cut(count: int, part: int, parts: int) -> int:
+    return count // parts + (part < count % parts)

@@ -65,8 +65,7 @@ class Session:
     def __post_init__(self) -> None:
         seconds = self.span.warm_s + (self.span.seconds or 0.0)
         most = max([self.span.requests or 0, *self.loads.in_flight, *(rate * seconds for rate in self.loads.rates)])
-        if most > MOST_REQUESTS:
-            raise InvalidInput(f"{most:.0f} requests in one run, the limit is {MOST_REQUESTS}")
+        _check_count(most)
         if self.pictures > MOST_PICTURES:
             raise InvalidInput(f"{self.pictures} pictures, the limit is {MOST_PICTURES}")
 
@@ -90,6 +89,10 @@ class Session:
                     row = self._run(door, label, callers, payload, size, round_)
                     capacity.setdefault(door, row["achieved"]["images_per_s"])
                     yield row
+                    if self.loads.shares and row["answered"] and not capacity[door]:
+                        raise InvalidInput(
+                            f"door {door}: no answer came in time for a rate to be a share of: longer runs"
+                        )
             for rate in self.loads.rates:
                 for door in self.doors:
                     yield self._run(door, f"{rate:g}", Poisson(rate), payload, size, round_)
@@ -98,6 +101,7 @@ class Session:
                     if capacity[door] <= 0:  # its closed run says that nothing was answered, and why
                         continue
                     arrivals = Poisson(share * capacity[door])
+                    _check_count(arrivals.rate * (self.span.warm_s + (self.span.seconds or 0.0)))
                     yield self._run(door, f"{100 * share:g}%", arrivals, payload, size, round_)
 
     def _closed(self) -> Iterator[tuple[str, Closed]]:
@@ -118,7 +122,7 @@ class Session:
             "load": label,
             "loop": "closed" if closed else "open",
             "in_flight": arrivals.in_flight if isinstance(arrivals, Closed) else None,
-            "rate": round(arrivals.rate, 4) if isinstance(arrivals, Poisson) else None,
+            "rate": float(f"{arrivals.rate:.6g}") if isinstance(arrivals, Poisson) else None,
             "size": size,
             "round": round_,
             "warm_up_s": span.warm_s,
@@ -126,7 +130,7 @@ class Session:
                 loads,
                 payload.files,
                 closed=closed,
-                counted=span.seconds is None and closed,
+                counted=span.seconds is None,
                 connections=self.target.connections * self.processes if door in NEEDS_URL else None,
             ),
         }
@@ -138,6 +142,11 @@ class Session:
                 "peak_memory_bytes": watch.peak_memory_bytes,
             }
         return row
+
+
+def _check_count(requests: float) -> None:
+    if requests > MOST_REQUESTS:
+        raise InvalidInput(f"{requests:.0f} requests in one run, the limit is {MOST_REQUESTS}")
 
 
 def described(mix: Mix, each: Sequence[dict[str, Any]], session: Session, scale: float) -> dict[str, Any]:

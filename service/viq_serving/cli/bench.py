@@ -17,6 +17,7 @@ from viq.errors import InvalidInput, ViQError
 from viq_serving.cli import bench_options, options
 from viq_serving.cli.bench_report import heading, line, table
 from viq_serving.cli.failures import DONE, SOME_FAILED, Unusable, UsageError, require
+from viq_serving.cli.outputs import check_output
 from viq_serving.cli.progress import Progress
 
 if TYPE_CHECKING:
@@ -77,11 +78,17 @@ def _measure(args: argparse.Namespace) -> int:
                     print(line(row), flush=True)
                 if args.output is not None:
                     result.save(args.output, made)  # after each run: what is measured is not lost
-    if args.plot is not None:
-        _draw(made, args.plot)
     if args.json:
         print(json.dumps(made, indent=1))
-    return SOME_FAILED if any(map(_failed, made["runs"])) else DONE
+    failed = any(map(_failed, made["runs"]))
+    if args.plot is not None:
+        try:
+            _draw(made, args.plot)
+        except InvalidInput as error:
+            if not failed:
+                raise
+            print(f"viq bench: {args.plot} is not drawn: {error}", file=sys.stderr)
+    return SOME_FAILED if failed else DONE
 
 
 def _failed(row: dict[str, Any]) -> bool:
@@ -92,12 +99,7 @@ def _check_outputs(args: argparse.Namespace, loads: Loads, parts: int) -> None:
     """What could not be written or drawn is told now, not after minutes."""
     for path in (args.output, args.plot):
         if path is not None:
-            if path.is_dir():
-                raise UsageError(f"{path} is a folder, expected a file to write")
-            try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise UsageError(f"{path.parent} cannot be made a folder: {error.strerror}") from None
+            check_output(path, make_folder=True)
     if args.plot is not None and max(parts, len(loads.in_flight), len(loads.rates) + len(loads.shares)) < 2:
         raise UsageError("--plot takes two rates, two numbers of requests in flight, or --each-size with two sizes")
 
@@ -228,6 +230,8 @@ def _draw(made: dict[str, Any], path: Path) -> None:
 
     try:
         plot(made, path)
+    except InvalidInput:
+        raise
     except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
         raise InvalidInput(f"the result lacks what a chart needs: {error!r}") from None
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from viq.errors import InvalidInput, WeightsError
 from viq_serving.cli import options
 from viq_serving.cli.backends import load
-from viq_serving.cli.bench_options import positive
 from viq_serving.cli.failures import DONE, Unusable, UsageError
 from viq_serving.cli.progress import Progress
 
@@ -30,12 +29,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--output", type=Path, metavar="FILE", help="default: viq-head-SIZE with the format's suffix, here"
     )
-    parser.add_argument(
-        "--max-patches",
-        type=positive,
-        metavar="N",
-        help="largest pack of a TensorRT engine, --max-batch-patches and --max-patches of the service; default: 16384",
-    )
     options.add_weights(parser)
 
 
@@ -44,14 +37,11 @@ def run(args: argparse.Namespace) -> int:
     args.head = args.head_file = None
     if args.output is not None and not args.output.absolute().parent.is_dir():
         raise UsageError(f"{args.output.parent}: no such folder")
-    if args.max_patches is not None and args.format != "tensorrt":
-        raise UsageError(f"--max-patches is for tensorrt: heads of format {args.format} take any pack")
     model = load(args, ("encoder",))
     path = args.output or Path(f"viq-head-{model.size}{_SUFFIXES[args.format]}")
     with Progress("building"):
         try:
-            most = {} if args.max_patches is None else {"most_patches": args.max_patches}
-            facts = model.build_head(args.format, path, **most)
+            facts = model.build_head(args.format, path)
         except InvalidInput as error:
             raise UsageError(str(error)) from None
         except (WeightsError, OSError) as error:

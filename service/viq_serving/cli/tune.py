@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from viq.errors import InvalidInput, ViQError
 from viq_serving.cli import options
 from viq_serving.cli.bench_options import counts, fraction, positive, seconds
 from viq_serving.cli.failures import DONE, Unusable, UsageError, require
 from viq_serving.cli.options import weights_root
+from viq_serving.cli.outputs import check_output, unfinished
 from viq_serving.cli.progress import Progress
 
 if TYPE_CHECKING:
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from viq_serving.tune.measurement import Measurement
 
 HELP = "measure this machine with a mix of sizes, and say which batch budget, limits and replicas to set"
+
+T = TypeVar("T")
 
 _CPU_BUDGETS, _CUDA_BUDGETS = (256, 512, 1024, 2048, 4096), (2048, 4096, 8192, 16_384, 32_768)
 _LOADS = (0.5, 0.9)
@@ -64,8 +66,8 @@ def run(args: argparse.Namespace) -> int:
     """Measure and print; returns the exit code."""
     if args.server is not None:
         raise UsageError("--server: tune measures this machine; use viq bench for a server")
-    if args.output is not None and (args.output.is_dir() or not args.output.absolute().parent.is_dir()):
-        raise UsageError(f"{args.output}: expected a file in a folder that is there")
+    if args.output is not None:
+        check_output(args.output)
     require("torch", "prometheus_client")
     from viq_serving.heap import keep_freed_memory
     from viq_serving.openmp import spin_briefly
@@ -83,9 +85,9 @@ def run(args: argparse.Namespace) -> int:
     text = json.dumps(advice.to_dict(), indent=1) + "\n" if args.json else written(advice, args.form)
     print(text, end="")
     if args.output is not None:
-        unfinished = args.output.with_name(f".{args.output.name}.{os.getpid()}")
-        unfinished.write_text(text, encoding="utf-8")
-        unfinished.replace(args.output)  # a service that starts meanwhile reads the old settings or the new ones
+        written_to = unfinished(args.output)
+        written_to.write_text(text, encoding="utf-8")
+        written_to.replace(args.output)  # a service that starts meanwhile reads the old settings or the new ones
     return DONE
 
 
@@ -98,6 +100,7 @@ def _advised(args: argparse.Namespace) -> Advice:
     from viq_serving.bench.result import machine
     from viq_serving.bench.session import mix_row
     from viq_serving.cli.backends import load
+    from viq_serving.settings import TENSORRT_PATCHES
     from viq_serving.tune.advice import Advice
     from viq_serving.tune.measurement import Measurement
 
@@ -107,6 +110,10 @@ def _advised(args: argparse.Namespace) -> Advice:
     model = load(args, ("encoder", "embedder", "decoder"))
     model.script_small_packs()
     budgets = args.budgets or (_CPU_BUDGETS if model.device.startswith("cpu") else _CUDA_BUDGETS)
+    if args.head == "tensorrt":
+        budgets = [budget for budget in budgets if budget <= TENSORRT_PATCHES]
+    if args.quick and args.budgets is None:
+        budgets = budgets[1:4]
     replicas = args.replicas or ((1, 2) if model.device.startswith("cpu") and torch.get_num_threads() > 1 else (1,))
     processes = replicas if _tries_processes(args, model, max(replicas)) else ()
     replicas = replicas if tuple(replicas) != (1,) or processes else ()  # budgets are tried with one
@@ -114,29 +121,21 @@ def _advised(args: argparse.Namespace) -> Advice:
     with Progress("drawing pictures", args.pictures) as progress:
         files = pictures_of(mix, args.pictures, args.seed, advance=progress.advance)
     described = {"size": model.size, "fingerprint": model.fingerprint, "device": model.device, "dtype": model.dtype}
+    described["head"] = model.head
     described_mix = {**mix_row(mix, files, args.seed), "scale": args.scale}
     advice = Advice(described_mix, described, machine(), _asked(args), args.quick)
     span = Span(args.warm_up, args.duration)
     asked = {"root": weights_root(args), "size": args.size, "dtype": args.dtype or "auto"}
     asked |= {"head": args.head or "eager", "head_file": [str(one) for one in args.head_file or ()]}
     measurement = Measurement(model, files, span, args.seed, torch.get_num_threads(), asked)
-    if args.quick and args.budgets is None:
-        budgets = budgets[1:4]
     with Progress("measuring", steps) as progress:
         _choose(args, advice, measurement, budgets, replicas, processes, progress)
     return advice
 
 
 def _asked(args: argparse.Namespace) -> dict[str, str]:
-    """Settings of the service for what was asked of the model: what is expected holds with these alone."""
-    given = {
-        "VIQ_WEIGHTS_ROOT": args.weights_root,
-        "VIQ_SIZE": args.size,
-        "VIQ_DEVICE": args.device,
-        "VIQ_DTYPE": args.dtype,
-        "VIQ_HEAD": args.head,
-        "VIQ_HEAD_FILE": ",".join(args.head_file or ()),
-    }
+    """Settings of the service for what was asked of the model, but for places on this machine."""
+    given = {"VIQ_SIZE": args.size, "VIQ_DTYPE": args.dtype, "VIQ_HEAD": args.head}
     return {name: value for name, value in given.items() if value}
 
 
@@ -153,6 +152,11 @@ def _tries_processes(args: argparse.Namespace, model: ViQ, count: int) -> bool:
     return on_cpu and needed <= available_bytes() / 2
 
 
+def _in_turn(tried: Sequence[T], turn: int) -> Sequence[T]:
+    """There and back: what a machine that slows down takes from the last, it takes from the first in the next round."""
+    return tried[::-1] if turn % 2 else tried
+
+
 def _choose(
     args: argparse.Namespace,
     advice: Advice,
@@ -167,26 +171,29 @@ def _choose(
     from viq_serving.tune.measurement import Setting, TuningFailed
 
     callers = Closed(args.in_flight)
-    for turn in range(args.rounds):  # each round begins with another: a machine that slows down is slow for all
-        for budget in (*budgets[turn % len(budgets) :], *budgets[: turn % len(budgets)]):
+    for turn in range(args.rounds):
+        for budget in _in_turn(budgets, turn):
             advice.budgets.setdefault(budget, []).append(measurement.run(Setting(budget), callers))
             progress.advance()
     advice.choose_budget()
     budget = advice.setting.batch_patches
-    for _ in range(args.rounds):
-        for count in replicas:
-            advice.replicas.setdefault(count, []).append(measurement.run(Setting(budget, count), callers))
-            progress.advance()
-        try:
-            for count in processes:
-                advice.processes.setdefault(count, []).append(measurement.run(Setting(budget, count, True), callers))
+    ways = [Setting(budget, count) for count in replicas] + [Setting(budget, count, True) for count in processes]
+    for turn in range(args.rounds):
+        for way in _in_turn(ways, turn):
+            if way not in ways:
+                continue
+            try:
+                figures = measurement.run(way, callers)
+            except TuningFailed as error:
+                if args.replica_processes or not way.processes:
+                    raise
+                ways = [one for one in ways if not one.processes]
+                advice.processes.clear()
+                print(f"viq tune: goes on without processes: {error}", file=sys.stderr)
+            else:
+                tried = advice.processes if way.processes else advice.replicas
+                tried.setdefault(way.replicas, []).append(figures)
                 progress.advance()
-        except TuningFailed as error:
-            if args.replica_processes:
-                raise
-            processes = ()
-            advice.processes.clear()
-            print(f"viq tune: goes on without processes: {error}", file=sys.stderr)
     if advice.replicas:
         advice.choose_replicas()
     for share in args.loads:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Iterator, Sequence
 
@@ -33,7 +32,7 @@ def _env(advice: Advice) -> str:
 
 def _config_map(advice: Advice) -> str:
     comments = [_said(advice), *_expected(advice)]
-    data = [f"  {name}: {json.dumps(value)}" for name, value in advice.settings().items()]
+    data = [f'  {name}: "{value}"' for name, value in advice.settings().items()]
     head = ["apiVersion: v1", "kind: ConfigMap", "metadata:", "  name: viq-settings", "data:"]
     return "\n".join([*(f"# {line}" for line in comments), *head, *data]) + "\n"
 
@@ -46,8 +45,9 @@ def _assigned(advice: Advice) -> Iterator[str]:
 def _said(advice: Advice) -> str:
     mix, model, machine = advice.mix, advice.model, advice.machine
     return (
-        f"viq tune: {model['size']} in {model['dtype']} on {model['device']}, {machine['cores']} cores of "
-        f"{machine['processor']}; {mix['name']}: {mix['pictures']} pictures of {mix['mean_patches']:g} patches each"
+        f"viq tune: {model['size']} in {model['dtype']} on {model['device']}, head {model['head']}, "
+        f"{machine['cores']} cores of {machine['processor']}; "
+        f"{mix['name']}: {mix['pictures']} pictures of {mix['mean_patches']:g} patches each"
     )
 
 
@@ -65,8 +65,8 @@ def _expected(advice: Advice) -> Iterator[str]:
             f"p50 {latency['p50']:.0f} ms, p90 {latency['p90']:.0f} ms, p99 {latency['p99']:.0f} ms"
         )
     yield (
-        f"The queue holds what is computed in {advice.queue_s:.0f} s; an image of 16,384 patches would take about "
-        f"{advice.largest_s:.2g} s"
+        f"The queue holds what is computed in {advice.queue_s:.3g} s; an image of 16,384 patches would take about "
+        f"{advice.largest_s:.3g} s"
     )
 
 
