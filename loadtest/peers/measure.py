@@ -64,19 +64,21 @@ class Up:
 
     row: Row
     asked: list[str]
-    pid: int
+    leader: subprocess.Popen[bytes]
 
 
 @dataclass(frozen=True)
 class Load:
     """What every row is given: pictures and their seed, callers, how much longer than usual.
 
-    `share` is what the open loop asks for, of what the per-image loop computes.
+    `started_s` is how long a server is asked when it has started, so that all its processes are ready; `share` what the
+    open loop asks for, of what the per-image loop computes.
     """
 
     pictures: int = 24
     seed: int = 7
     callers: int = 16
+    started_s: float = 8.0
     warm_up_s: float = 2.0
     longer: float = 1.0
     share: float = 0.7
@@ -113,13 +115,14 @@ class Results:
     def put(self, row: Row, mix: str, number: int, result: dict[str, Any]) -> None:
         """Keep one result."""
         self.all["rows"].setdefault(row.name, {}).setdefault(mix, {})[str(number)] = result
-        self.all.get("failed", {}).get(row.name, {}).pop(mix, None)
+        self.all.get("failed", {}).get(row.name, {}).get(mix, {}).pop(str(number), None)
         self.save()
         print(json.dumps({"row": row.name, "mix": mix, "round": number, **_brief(result)}), flush=True)
 
-    def fail(self, row: Row, mix: str, reason: str) -> None:
-        """Keep why there is no result: a row that fails is in the table, too."""
-        self.all.setdefault("failed", {}).setdefault(row.name, {})[mix] = reason[-_LONGEST:]
+    def fail(self, row: Row, mix: str, number: int, reason: str) -> None:
+        """Keep why a round has no result: a row that fails is in the table, too."""
+        rounds = self.all.setdefault("failed", {}).setdefault(row.name, {}).setdefault(mix, {})
+        rounds[str(number)] = reason[-_LONGEST:]
         self.save()
         print(f"{row.name}, {mix}: {reason}", file=sys.stderr, flush=True)
 
@@ -143,6 +146,15 @@ def machine() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "python": platform.python_version(),
     }
+
+
+def commit() -> str | None:
+    """What is measured, as git describes it, and whether files differ from that; None without git."""
+    command = ["git", "-C", str(CHECKOUT), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 class Reference:
@@ -226,6 +238,8 @@ def bench(row: Row, mix: str, load: Load, asked: list[str], how: list[str], pid:
         raise RuntimeError(f"viq bench ended with {done.returncode}: {done.stderr[-600:]}")
     (run,) = json.loads(out.read_text())["runs"]
     out.unlink()
+    if not run["answered"]:
+        raise RuntimeError(f"nothing answered of {run['requests']} requests: {run['errors']}")
     dropped = ("door", "method", "size")
     return {name: value for name, value in run.items() if name not in dropped}
 
@@ -300,6 +314,7 @@ class Run:
     ) -> None:  # fmt: skip
         self._results, self._load, self._env, self._reference = results, load, env, reference
         self._scratch, self._weights, self._size, self._end = scratch, weights, size, end
+        self._code = commit()
 
     def base(self, mix: str) -> None:
         """What the rows of a mix are compared by: the bare model's codes, and the rate of the open loop."""
@@ -328,7 +343,7 @@ class Run:
                 up = self._up(row, stack)
             except RuntimeError as error:
                 for mix in left:
-                    self._results.fail(row, mix, str(error))
+                    self._results.fail(row, mix, number, str(error))
                 return
             for mix in left:
                 self._ask(up, mix, number)
@@ -363,7 +378,9 @@ class Run:
         )
         leader = stack.enter_context(group(begin.command, env=begin.env, cwd=begin.cwd, log=log))
         ready(begin.ready, leader, log)
-        return Up(row, begin.asked, leader.pid)
+        first = ["--in-flight", str(self._load.callers), "--duration", str(self._load.started_s)]
+        bench(row, "thumbnails", self._load, begin.asked, first, leader.pid, scratch / "first.json")
+        return Up(row, begin.asked, leader)
 
     def _ask(self, up: Up, mix: str, number: int, beside: Sequence[str] = ()) -> None:
         rate = self._results.all["rates"].get(mix)
@@ -371,7 +388,9 @@ class Run:
             return
 
         def measure() -> dict[str, Any]:
-            result = served(up.row, mix, self._load, up.asked, up.pid, rate, self._scratch)
+            result = served(up.row, mix, self._load, up.asked, up.leader.pid, rate, self._scratch)
+            if up.leader.poll() is not None:
+                raise RuntimeError(f"the server ended with {up.leader.returncode} meanwhile")
             return {**result, "beside": list(beside)} if beside else result
 
         self._keep(up.row, mix, number, measure)
@@ -381,9 +400,13 @@ class Run:
         try:
             result = measure()
         except (RuntimeError, OSError, ValueError, LookupError, subprocess.SubprocessError) as error:
-            self._results.fail(row, mix, f"{type(error).__name__}: {error}")
+            self._results.fail(row, mix, number, f"{type(error).__name__}: {error}")
             return
-        spent = {"reference_ms": [before, self._reference.ms()], "at": strftime("%Y-%m-%dT%H:%M:%S%z")}
+        spent = {
+            "reference_ms": [before, self._reference.ms()],
+            "at": strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "code": self._code,
+        }
         self._results.put(row, mix, number, {"workers": row.workers, "threads": row.threads, **result, **spent})
 
 

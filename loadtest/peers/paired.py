@@ -17,7 +17,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from table import Result, by_latency
+from table import Result, by_latency, unanswered
 
 # Quantiles 0.975 of Student's t by degrees of freedom; with more, a little too wide is no harm.
 _STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14, 2.13, 2.12, 2.11,
@@ -31,15 +31,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("row", help="the one that others are compared with")
     parser.add_argument("results", type=Path, nargs="+")
+    parser.add_argument("--from-round", type=int, default=1, metavar="N", help="leave out those before; default: 1")
     args = parser.parse_args()
+    results = [json.loads(path.read_text()) for path in args.results]
+    if not any(args.row in result["rows"] for result in results):
+        parser.error(
+            f"no row {args.row!r}; there are {', '.join(sorted({name for one in results for name in one['rows']}))}"
+        )
     print(f"| mix | {args.row} over | rounds | images/s | p99 |\n|---|---|---|---|---|")
-    for (mix, other), ratios in pairs(args.row, [json.loads(path.read_text()) for path in args.results]).items():
+    for (mix, other), ratios in pairs(args.row, results, args.from_round).items():
         rates, waits = zip(*ratios, strict=True)
         print(f"| {mix} | {other} | {len(ratios)} | {interval(rates)} | {interval(waits)} |")
 
 
-def pairs(row: str, results: Sequence[Result]) -> Pairs:
-    """Ratios of `row` over each other server in the rounds that both have; loops without a server are left out."""
+def pairs(row: str, results: Sequence[Result], first: int = 1) -> Pairs:
+    """Ratios of `row` over each other server in rounds from `first` on that both have and in which both were up.
+
+    Loops without a server and servers that were measured alone are left out, as are rounds not all answered.
+    """
     found: Pairs = defaultdict(list)
     for result in results:
         ours = result["rows"].get(row, {})
@@ -49,7 +58,8 @@ def pairs(row: str, results: Sequence[Result]) -> Pairs:
             for mix, rounds in mixes.items():
                 for number in sorted(rounds.keys() & ours.get(mix, {}).keys(), key=int):
                     one, two = ours[mix][number], rounds[number]
-                    if "open" in one and "open" in two:
+                    beside = row in two.get("beside", ()) and other in one.get("beside", ())
+                    if int(number) >= first and beside and not unanswered(one) + unanswered(two):
                         waits = (each["open"]["latency_ms"]["p99"] for each in (one, two))
                         found[mix, other].append((by_latency(one) / by_latency(two), next(waits) / next(waits)))
     return dict(found)

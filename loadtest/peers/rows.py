@@ -20,7 +20,7 @@ class Row:
 
     `kind` is `loop` (no server; `way` says which), `ours`, or a peer's name; ours takes its own defaults where
     `workers` is 0. `door` is one of `viq bench`. `scripted`: a peer's processes call `script_small_packs`, as
-    ours do anyway.
+    ours do anyway. `batch` is of images, where a peer has such a setting.
     """
 
     name: str
@@ -31,6 +31,7 @@ class Row:
     threads: int = 1
     flags: tuple[str, ...] = ()
     scripted: bool = False
+    batch: int = BATCH
 
     @property
     def is_peer(self) -> bool:
@@ -66,6 +67,12 @@ VARIANTS = {
         f"{row.name}, 1 of 2 threads": replace(row, name=f"{row.name}, 1 of 2 threads", workers=1, threads=2)
         for row in _ROWS
         if row.is_peer
+    },
+    **{
+        f"{row.name}, batches of {batch}": replace(row, name=f"{row.name}, batches of {batch}", batch=batch)
+        for row in _ROWS
+        if row.is_peer and row.kind != "ray"  # whose batches are of patches
+        for batch in (1, 2, 4)
     },
     **{
         f"{row.name}, scripted": replace(row, name=f"{row.name}, scripted", scripted=True)
@@ -157,7 +164,7 @@ def _environment(row: Row, weights: str, size: str, ports: Ports) -> dict[str, s
     if row.kind == "ours":
         return env
     env |= {
-        "PEER_WORKERS": str(row.workers), "PEER_THREADS": str(row.threads), "PEER_BATCH": str(BATCH),
+        "PEER_WORKERS": str(row.workers), "PEER_THREADS": str(row.threads), "PEER_BATCH": str(row.batch),
         "PEER_PORT": str(ports.http), "PEER_WEIGHTS": weights, "PEER_SIZE": size,
         "PEER_SCRIPTED": str(int(row.scripted)),
         "OMP_NUM_THREADS": str(row.threads),
@@ -180,7 +187,7 @@ def _triton(row: Row, scratch: Path, ports: Ports) -> list[str]:
         shutil.rmtree(made, ignore_errors=True)
     shutil.copytree(HERE / "triton", repository)
     config = repository / "viq-encode" / "config.pbtxt"
-    filled = config.read_text().replace("@BATCH@", str(BATCH)).replace("@WORKERS@", str(row.workers))
+    filled = config.read_text().replace("@BATCH@", str(row.batch)).replace("@WORKERS@", str(row.workers))
     config.write_text(filled)
     shutil.copytree(wheel / "backends" / "python", backends / "python")
     stubs = sorted(wheel.glob("python_backend_stubs/3.11/triton_python_backend_stub"))

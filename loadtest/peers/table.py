@@ -62,7 +62,7 @@ def table(results: Result) -> str:
         bare = middle(rows["bare model"], by_latency)
         lines += [f"## {mix}", "", HEAD.format(callers=load["callers"], rate=rate), "|" + "---|" * 10]
         lines += [line(name, list(of.values()), bare, results["digests"][mix]) for name, of in rows.items()]
-        failed = {name: of[mix] for name, of in results.get("failed", {}).items() if mix in of}
+        failed = {name: of[mix] for name, of in results.get("failed", {}).items() if of.get(mix)}
         lines += [_failed(name, why, rows) for name, why in failed.items()]
         lines += ["", _speeds(rows), ""]
     return "\n".join(lines).rstrip() + "\n"
@@ -86,10 +86,11 @@ def line(name: str, rounds: Sequence[Result], bare: float, codes: Result) -> str
     return "| " + " | ".join(cells) + " |"
 
 
-def _failed(name: str, why: str, rows: Container[str]) -> str:
-    """A row without a result, or one of whose rounds failed, with the reason."""
-    told = " ".join(why.replace("|", "/").split())
-    return f"| {name}{', one round' if name in rows else ''} | failed: {told[:200]} |" + " – |" * 8
+def _failed(name: str, why: dict[str, str], rows: Container[str]) -> str:
+    """A row without a result, or some of whose rounds failed, with the reason of the last."""
+    told = " ".join(why[max(why, key=int)].replace("|", "/").split())
+    rounds = f", {len(why)} round{'s' * (len(why) > 1)}" if name in rows else ""
+    return f"| {name}{rounds} | failed: {told[:200]} |" + " – |" * 8
 
 
 def images_per_s(result: Result) -> float:
@@ -119,11 +120,11 @@ def unanswered(result: Result) -> int:
 
 
 def equal(result: Result, codes: Result) -> bool:
-    """Whether every picture was seen and all had the bare model's codes, every time."""
+    """Whether every picture was seen, its first answer had the bare model's codes, and no answer was unreadable."""
     seen = [result[load]["codes"] for load in ("closed", "open") if load in result]
     whole = [one for one in seen if one["pictures"] == codes["pictures"]]
     return bool(whole) and all(one["digest"] == codes["digest"] for one in whole) and not any(
-        one.get("unstable") for one in seen
+        one.get("unstable") or one.get("unreadable") for one in seen
     )  # fmt: skip
 
 

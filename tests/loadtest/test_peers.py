@@ -92,11 +92,17 @@ def test_the_table_says_of_every_row_whether_codes_are_equal_and_what_was_not_an
             "other": {"512x512": {"1": result("b", 5.0, errors=3)}},
         },
     }  # fmt: skip
-    results["failed"] = {"Triton": {"512x512": "not ready: no | such\nfile", "other mix": "x"}}
+    results["failed"] = {
+        "Triton": {"512x512": {"1": "x", "2": "not ready: no | such\nfile"}, "other mix": {"1": "x"}},
+        "other": {"512x512": {"2": "ended"}},
+        "mosec": {"512x512": {}},
+    }
     path = tmp_path / "results.json"
     path.write_text(json.dumps(results))
     table = run("import table; table.main()", str(path))
     rows = {line.split("|")[1].strip(): line for line in table.splitlines() if line.startswith("| ")}
+    assert rows["other, 1 round"].startswith("| other, 1 round | failed: ended |")
+    assert "mosec, 0 rounds" not in rows
     assert "| 11.00 | 8.80 | 0.88 | 100, 200 | 100, 200 | 0 | yes | 1024 |" in rows["mosec"]
     assert "| 5.00 | 5.00 | 0.50 | 100, 200 | 100, 200 | 6 | **no** | 1024 |" in rows["other"]
     assert rows["Triton"].startswith("| Triton | failed: not ready: no / such file |")
@@ -106,7 +112,7 @@ def test_the_table_says_of_every_row_whether_codes_are_equal_and_what_was_not_an
 def test_rows_that_were_asked_in_turns_are_compared_round_by_round(tmp_path: Path) -> None:
     def slower(by: float) -> dict[str, object]:
         one = result("a", 12.0 / by)
-        return {**one, "open": {"latency_ms": {"p99": 200.0 * by}}}
+        return {**one, "open": {"latency_ms": {"p99": 200.0 * by}}, "beside": ["us", "them"]}
 
     # The machine is twice as slow in the second round and thrice in the third: ratios do not show it.
     ours, theirs = ({number: slower(of * times) for number, of in (("1", 1), ("2", 2), ("3", 3))} for times in (1, 1.1))
@@ -129,6 +135,33 @@ def test_rows_that_were_asked_in_turns_are_compared_round_by_round(tmp_path: Pat
     assert shown[2] == f"| mix | them | 4 | {middle} ({low} to {high}) | {over[1]} ({over[0]} to {over[2]}) |"
     alone = run("import paired; paired.main()", "us", str(files[1])).splitlines()
     assert alone[2] == "| mix | them | 1 | 1.50 | 0.67 |"
+    later = run("import paired; paired.main()", "us", "--from-round", "3", *map(str, files)).splitlines()
+    assert later[2:] == ["| mix | them | 1 | 1.10 | 0.91 |"]
+
+
+def test_rows_that_were_not_up_together_or_not_all_answered_are_no_pairs(tmp_path: Path) -> None:
+    path = tmp_path / "one.json"
+    for beside, errors in (([], 0), (["us", "them"], 1)):
+        one = {**result("a", 12.0), "beside": ["us", "them"]}
+        other = {**result("a", 12.0, errors=errors), "beside": beside}
+        path.write_text(json.dumps({"rows": {"us": {"mix": {"1": one}}, "them": {"mix": {"1": other}}}}))
+        assert len(run("import paired; paired.main()", "us", str(path)).splitlines()) == 2
+    asked = [sys.executable, "-c", "import paired; paired.main()", "nobody", str(path)]
+    done = subprocess.run(asked, cwd=PEERS, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "no row 'nobody'; there are them, us" in done.stderr
+
+
+def test_codes_of_answers_that_cannot_be_read_are_not_equal() -> None:
+    said = """
+import table
+codes = {"digest": "a", "pictures": 24}
+whole = {"digest": "a", "pictures": 24}
+for change in ({}, {"unreadable": "3 answers without codes"}, {"unstable": 1}, {"pictures": 23}):
+    closed = {**whole, **change}
+    print(table.equal({"closed": {"codes": closed}}, codes))
+"""
+    assert run(said).split() == ["True", "False", "False", "False"]
 
 
 PLACES = """
@@ -173,7 +206,7 @@ class Quick(measure.Run):
         if row.name == sys.argv[2]:
             raise RuntimeError("not ready: why")
         started.append((row.name, place))
-        return measure.Up(row, [], 0)
+        return measure.Up(row, [], SimpleNamespace(pid=0, poll=lambda: None))
 
 def served(row, mix, *rest):
     asked.append(row.name)
@@ -227,6 +260,7 @@ def broken():
 row = ROWS["mosec"]
 one._keep(row, "512x512", 1, broken)
 print(measure.json.loads(pathlib.Path(sys.argv[1]).read_text())["failed"])
+one._keep(row, "512x512", 2, broken)
 one._keep(row, "512x512", 1, lambda: {"closed": {"images_per_s": 1.0, "latency_ms": {"p50": 1.0, "p99": 1.0}}})
 print(measure.json.loads(pathlib.Path(sys.argv[1]).read_text())["failed"])
 """
@@ -234,5 +268,5 @@ print(measure.json.loads(pathlib.Path(sys.argv[1]).read_text())["failed"])
 
 def test_a_row_that_fails_is_in_the_results_until_it_does_not(tmp_path: Path) -> None:
     shown = run(FAILS, str(tmp_path / "results.json")).splitlines()
-    assert shown[0] == "{'mosec': {'512x512': 'RuntimeError: no such server'}}"
-    assert shown[-1] == "{'mosec': {}}"
+    assert shown[0] == "{'mosec': {'512x512': {'1': 'RuntimeError: no such server'}}}"
+    assert shown[-1] == "{'mosec': {'512x512': {'2': 'RuntimeError: no such server'}}}"

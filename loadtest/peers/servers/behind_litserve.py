@@ -41,5 +41,5 @@ class Encode(litserve.LitAPI):
 
 if __name__ == "__main__":
     api = Encode(max_batch_size=BATCH, batch_timeout=WAIT_MS / 1000, api_path="/encode")
-    server = litserve.LitServer(api, accelerator="cpu", workers_per_device=WORKERS, timeout=False)
-    server.run(host="127.0.0.1", port=PORT, num_api_servers=1, log_level="warning", generate_client_file=False)
+    server = litserve.LitServer(api, accelerator="cpu", workers_per_device=WORKERS, timeout=False, fast_queue=True)
+    server.run(host="127.0.0.1", port=PORT, log_level="warning", generate_client_file=False)  # as many doors as workers
