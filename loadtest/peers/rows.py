@@ -175,6 +175,7 @@ def _environment(row: Row, weights: str, size: str, ports: Ports) -> dict[str, s
         env |= {
             "PATH": f"{folder(row.kind) / 'bin'}{os.pathsep}{env.get('PATH', '')}", "BENTOML_DO_NOT_TRACK": "True",
             "RAY_USAGE_STATS_ENABLED": "0", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+            "RAY_SERVE_ENABLE_HA_PROXY": "1",
         }  # fmt: skip
     return env
 
