@@ -104,6 +104,7 @@ bench-service: dev  ## the figures of the service: about 30 minutes on 2 cores t
 	$(BIN)/python bench/overload.py --out bench/results/overload.json
 	$(BIN)/python bench/spinning.py --out bench/results/spinning.json
 	$(BIN)/python bench/interrupting.py --out bench/results/interrupting.json
+	$(BIN)/python bench/shortcut.py --out bench/results/shortcut.json
 	$(BIN)/python bench/heap.py --out bench/results/heap.json
 	$(BIN)/python bench/comparisons.py --count 10000 --out bench/results/comparisons.json
 	$(BIN)/python bench/lanes.py --out bench/results/lanes.json
