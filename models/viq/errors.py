@@ -3,11 +3,24 @@
 No transport is known here: every front end owns one table from `code` to its own status.
 """
 
+from __future__ import annotations
+
+from typing import Self
+
 
 class ViQError(Exception):
     """Base of every error this project raises on purpose; `code` is the public snake_case name."""
 
     code = "internal"
+
+    def bare(self) -> Self:
+        """Itself, without the frames it went through and the error it came from, for those who keep or pass it on.
+
+        Those frames hold what was worked on, a whole file perhaps, and often the error with it: a cycle, which only a
+        collection of garbage ends.
+        """
+        self.__context__ = None
+        return self.with_traceback(None)
 
 
 class InvalidInput(ViQError, ValueError):

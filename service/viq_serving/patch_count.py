@@ -61,7 +61,7 @@ class PatchCount:
                 return claimed_patches(one.data, self._limits)
             self._check_codes(one, model)
         except ViQError as error:
-            return error.with_traceback(None)
+            return error.bare()
         return one.grid[0] * one.grid[1]
 
     def _probed(self, image: ImageFile) -> int:

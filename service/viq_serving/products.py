@@ -53,7 +53,7 @@ def or_error(work: Callable[[A], B], item: A | ViQError) -> B | ViQError:
     try:
         return work(item)
     except ViQError as error:
-        return error.with_traceback(None)
+        return error.bare()
     except Exception:
         log.exception("an image of a request could not be worked on")
         return Internal()

@@ -198,6 +198,6 @@ async def _or_error(task: asyncio.Task[Any]) -> Any:
     try:
         return await task
     except ViQError as error:
-        return error.with_traceback(None)
+        return error.bare()
     except OSError as error:  # a path that cannot be read
         return InvalidInput(f"cannot be read: {error}")

@@ -184,6 +184,6 @@ def _or_error(future: Future[Any]) -> Any:
     try:
         return future.result()
     except ViQError as error:
-        return error.with_traceback(None)
+        return error.bare()
     except OSError as error:  # a path that cannot be read
         return InvalidInput(f"cannot be read: {error}")

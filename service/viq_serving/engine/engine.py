@@ -231,7 +231,7 @@ class Engine:
         try:
             entry.work = make()
         except ViQError as error:
-            self.fail(entry, error.with_traceback(None))
+            self.fail(entry, error.bare())
         except BaseException:
             fields = {"request_id": entry.request.name}
             log.exception("an image could not be prepared", extra={"fields": fields})

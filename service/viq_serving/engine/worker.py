@@ -207,7 +207,7 @@ class Worker:
     def _fail(self, entry: Entry, error: Exception) -> None:
         """Answer one entry that fails by itself; if the device can no longer compute anything, give up on it."""
         if isinstance(error, ViQError):
-            self._desk.answer([(entry, _failed(error.with_traceback(None), monotonic()))])
+            self._desk.answer([(entry, _failed(error.bare(), monotonic()))])
             return
         fields = {"request_id": entry.request.name}
         line = "request %s: %s of an image of %d patches failed"

@@ -178,7 +178,7 @@ class Here:
             slot.fields = read_fields(slot.item.fields)
             slot.cost = encode_cost(len(slot.work.rows))
         except ViQError as error:
-            slot.result = error.with_traceback(None)
+            slot.result = error.bare()
         except Exception as error:  # whatever one file makes a decoder do, the others go on
             log.debug("%s could not be prepared", slot.item.key, exc_info=True)
             slot.result = Unforeseen(f"{type(error).__name__}: {error}")

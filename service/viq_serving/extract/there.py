@@ -80,7 +80,7 @@ class There:
         except PlaceError:
             raise
         except ViQError as error:
-            return error.with_traceback(None)
+            return error.bare()
         except ValueError as error:
             return InvalidInput(f"it changed while it was read: {error}")
 

@@ -57,7 +57,7 @@ def _item(result: object, allowed: frozenset[str], known: Mapping[str, object] |
     try:
         return Item(_codes(result, allowed, known or {}), name if isinstance(name, str) else None)
     except ViQError as error:
-        return Item(error.with_traceback(None), name if isinstance(name, str) else None)
+        return Item(error.bare(), name if isinstance(name, str) else None)
 
 
 def _codes(result: Mapping[str, object], allowed: frozenset[str], known: Mapping[str, object]) -> Codes:

@@ -77,7 +77,7 @@ def log_fields(exchange: Exchange) -> dict[str, dict[str, str]]:
 
 
 def error_response(error: Exception, exchange: Exchange, headers: Mapping[str, str] | None = None) -> Response:
-    """The reply for `error`."""
+    """The reply for `error`, which is bare from here on unless nobody expected it."""
     body, status = error_body(error, exchange), status_of(error)
     # Probes ask many times a second while a service loads or drains.
     level = logging.ERROR if status == 500 else logging.DEBUG if exchange.outcome == "not_ready" else logging.INFO
@@ -92,6 +92,8 @@ def error_response(error: Exception, exchange: Exchange, headers: Mapping[str, s
         exc_info=error.__cause__ if status == 500 else None,
         extra=log_fields(exchange),
     )
+    if isinstance(error, ViQError) and status != 500:
+        error.bare()
     return Response(json.dumps(body), status, {**(headers or {}), **error_headers(error)}, "application/json")
 
 

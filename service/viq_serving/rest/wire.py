@@ -64,8 +64,10 @@ class Wire:
     def close(self) -> None:
         """Watch no longer."""
         self._ended = True
-        if self._watcher is not None:
-            self._watcher.cancel()
+        # The watcher's cancellation knows its frame, and that this: a cycle, which only a collection of garbage ends.
+        watcher, self._watcher = self._watcher, None
+        if watcher is not None:
+            watcher.cancel()
 
     async def _watch(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":

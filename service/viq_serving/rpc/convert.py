@@ -98,7 +98,7 @@ def _guarded(work: Callable[..., T], *arguments: object) -> T | ViQError:
     try:
         return work(*arguments)
     except ViQError as error:
-        return error.with_traceback(None)
+        return error.bare()
 
 
 def _image(item: pb.Item) -> ImageFile:

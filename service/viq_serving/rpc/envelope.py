@@ -233,6 +233,10 @@ class Envelope(ServerInterceptor):
             self._under_way += 1
             try:
                 return await handle(messages, context)
+            except AbortError as abort:
+                # gRPC keeps it with the call, which its frames hold: a cycle, once it has gone through all of them.
+                asyncio.get_running_loop().call_soon(abort.with_traceback, None)
+                raise
             finally:
                 self._under_way -= 1
                 self._look_whether_stuck()

@@ -30,13 +30,18 @@ def trailers_of(exchange: Exchange, tokenizer: Tokenizer) -> Trailers:
 
 
 def refusal_of(error: Exception, exchange: Exchange, tokenizer: Tokenizer) -> Refusal:
-    """Status, message and trailers that answer `error`, and the mark on the exchange that it ended so."""
+    """Status, message and trailers that answer `error`, and the mark on the exchange that it ended so.
+
+    The error is bare from here on unless nobody expected it.
+    """
     exchange.outcome, status, message = code_of(error), status_of(error), message_of(error)
     _log(error, exchange, status, message)
     trailers = (*trailers_of(exchange, tokenizer), ("viq-error-code", exchange.outcome))
     if isinstance(error, Overloaded):
         wait_s = min(max(error.retry_after_s, 0.001), _MAX_RETRY_S)
         trailers += (("grpc-retry-pushback-ms", str(math.ceil(1000 * wait_s))),)
+    if isinstance(error, ViQError) and status is not grpc.StatusCode.INTERNAL:
+        error.bare()
     return status, message, trailers
 
 

@@ -181,7 +181,7 @@ class Stream:
         try:
             (result,) = (await work.compute(content)).items
         except ViQError as error:
-            result = error.with_traceback(None)
+            result = error.bare()
         except Exception:
             log.exception("an item failed", extra={"fields": {"request_id": self.call.exchange.request_id}})
             result = Internal()

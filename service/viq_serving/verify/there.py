@@ -114,7 +114,7 @@ class There:
         except ViQError as error:
             if error.code == UNREACHABLE:
                 raise
-            answers = [error.with_traceback(None)] * len(files)
+            answers = [error.bare()] * len(files)
         except (KeyError, ValueError, TypeError) as error:
             answers = [ViQError(f"the reply cannot be read: {error!r}")] * len(files)
         self._advance(len(files))
