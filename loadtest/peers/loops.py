@@ -18,9 +18,12 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import cycle
 from pathlib import Path
 from time import perf_counter
+from typing import TYPE_CHECKING
 
 import numpy as np
-from network import Network, Pixels
+
+if TYPE_CHECKING:
+    from network import Network, Pixels
 
 BATCH = 8
 
@@ -96,6 +99,8 @@ def measured(compute: Callable[[list[int]], object], count: int, size: int, seco
 
 def run(folder: Path, way: str, seconds: float) -> dict[str, object]:
     """One process's part."""
+    from network import Network  # not where processes are only started: its memory is counted, too
+
     network, data = Network(), files(folder)
     pixels = [network.pixels(one) for one in data] if way == "bare" else []
     size = BATCH if way == "padded" else 1

@@ -71,7 +71,8 @@ class Up:
 class Load:
     """What every row is given: pictures and their seed, callers, how much longer than usual.
 
-    `started_s` is how long a server is asked when it has started, so that all its processes are ready; `share` what the
+    Order and arrivals are another in each round, the same for every row: `orders` says so, for files of older results,
+    where they were those of the first round in all. `started_s` is how long a server is asked when it has started, so that all its processes are ready; `share` what the
     open loop asks for, of what the per-image loop computes.
     """
 
@@ -82,6 +83,7 @@ class Load:
     warm_up_s: float = 2.0
     longer: float = 1.0
     share: float = 0.7
+    orders: str = "by round"
 
     def seconds(self, mix: str) -> float:
         """How long a mix is measured, each way."""
@@ -229,10 +231,11 @@ def _takes_an_image(url: str) -> bool:
     return reply.status_code == 200 and len(reply.content) == 4 * 4 * 4 * 2
 
 
-def bench(row: Row, mix: str, load: Load, asked: list[str], how: list[str], pid: int, out: Path) -> dict[str, Any]:
-    """One run of the generator: the entry of its result, without what is the same for all."""
-    drawn = ["--seed", str(load.seed), "--pictures", str(load.pictures), "--server-pid", str(pid), "--name", row.name]
-    command = [VIQ, "bench", "--door", row.door, *asked, *MIXES[mix].asked, *drawn, *how, "-o", str(out)]
+def bench(up: Up, mix: str, load: Load, number: int, how: list[str], out: Path) -> dict[str, Any]:
+    """One run of the generator in round `number`: the entry of its result, without what is the same for all."""
+    drawn = ["--seed", str(load.seed), "--arrival-seed", str(load.seed + number), "--pictures", str(load.pictures)]
+    about = ["--server-pid", str(up.leader.pid), "--name", up.row.name]
+    command = [VIQ, "bench", "--door", up.row.door, *up.asked, *MIXES[mix].asked, *drawn, *about, *how, "-o", str(out)]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     if not out.exists():
         raise RuntimeError(f"viq bench ended with {done.returncode}: {done.stderr[-600:]}")
@@ -244,14 +247,14 @@ def bench(row: Row, mix: str, load: Load, asked: list[str], how: list[str], pid:
     return {name: value for name, value in run.items() if name not in dropped}
 
 
-def served(row: Row, mix: str, load: Load, asked: list[str], pid: int, rate: float, scratch: Path) -> dict[str, Any]:
+def served(up: Up, mix: str, load: Load, number: int, rate: float, scratch: Path) -> dict[str, Any]:
     """Closed loop, then open loop at the rate that all rows of the mix are given."""
-    memory, warm = Memory(pid), ["--warm-up", str(load.warm_up_s)]
+    memory, warm = Memory(up.leader.pid), ["--warm-up", str(load.warm_up_s)]
     try:
         closed = ["--in-flight", str(load.callers), "--duration", str(load.seconds(mix)), *warm]
-        result = {"closed": bench(row, mix, load, asked, closed, pid, scratch / "closed.json")}
+        result = {"closed": bench(up, mix, load, number, closed, scratch / "closed.json")}
         opened = ["--rate", str(rate), "--duration", str(load.seconds(mix)), "--warm-up", "1"]
-        result["open"] = bench(row, mix, load, asked, opened, pid, scratch / "open.json")
+        result["open"] = bench(up, mix, load, number, opened, scratch / "open.json")
         return {**result, "resident_bytes": memory.peak()}
     finally:
         memory.close()
@@ -379,8 +382,9 @@ class Run:
         leader = stack.enter_context(group(begin.command, env=begin.env, cwd=begin.cwd, log=log))
         ready(begin.ready, leader, log)
         first = ["--in-flight", str(self._load.callers), "--duration", str(self._load.started_s)]
-        bench(row, "thumbnails", self._load, begin.asked, first, leader.pid, scratch / "first.json")
-        return Up(row, begin.asked, leader)
+        up = Up(row, begin.asked, leader)
+        bench(up, "thumbnails", self._load, 0, first, scratch / "first.json")
+        return up
 
     def _ask(self, up: Up, mix: str, number: int, beside: Sequence[str] = ()) -> None:
         rate = self._results.all["rates"].get(mix)
@@ -388,7 +392,7 @@ class Run:
             return
 
         def measure() -> dict[str, Any]:
-            result = served(up.row, mix, self._load, up.asked, up.leader.pid, rate, self._scratch)
+            result = served(up, mix, self._load, number, rate, self._scratch)
             if up.leader.poll() is not None:
                 raise RuntimeError(f"the server ended with {up.leader.returncode} meanwhile")
             return {**result, "beside": list(beside)} if beside else result
@@ -396,18 +400,15 @@ class Run:
         self._keep(up.row, mix, number, measure)
 
     def _keep(self, row: Row, mix: str, number: int, measure: Any) -> None:
-        before = self._reference.ms()
         try:
+            before = self._reference.ms()
             result = measure()
+            reference = [before, self._reference.ms()]
         except (RuntimeError, OSError, ValueError, LookupError, subprocess.SubprocessError) as error:
             self._results.fail(row, mix, number, f"{type(error).__name__}: {error}")
             return
-        spent = {
-            "reference_ms": [before, self._reference.ms()],
-            "at": strftime("%Y-%m-%dT%H:%M:%S%z"),
-            "code": self._code,
-        }
-        self._results.put(row, mix, number, {"workers": row.workers, "threads": row.threads, **result, **spent})
+        told = {"reference_ms": reference, "at": strftime("%Y-%m-%dT%H:%M:%S%z"), "code": self._code}
+        self._results.put(row, mix, number, {"workers": row.workers, "threads": row.threads, **result, **told})
 
 
 def _brief(result: dict[str, Any]) -> dict[str, Any]:

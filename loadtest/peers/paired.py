@@ -1,6 +1,6 @@
 """One row over others, round by round, from results of servers that were asked in turns (`measure.py --together`).
 
-    python loadtest/peers/paired.py "viq serve, REST" loadtest/results/peers_thumbnails*.json
+    python loadtest/peers/paired.py "viq serve, REST" loadtest/results/peers_thumbnails*.json [--apart]
 
 On a machine whose speed changes from minute to minute medians of few rounds say little; what two servers did within the
 same minutes says more. Ratios of all rounds of all files: their geometric mean and its 95 % interval (Student's t of
@@ -32,6 +32,9 @@ def main() -> None:
     parser.add_argument("row", help="the one that others are compared with")
     parser.add_argument("results", type=Path, nargs="+")
     parser.add_argument("--from-round", type=int, default=1, metavar="N", help="leave out those before; default: 1")
+    parser.add_argument(
+        "--apart", action="store_true", help="rounds in which they were up one after the other, each started anew"
+    )
     args = parser.parse_args()
     results = [json.loads(path.read_text()) for path in args.results]
     if not any(args.row in result["rows"] for result in results):
@@ -39,15 +42,16 @@ def main() -> None:
             f"no row {args.row!r}; there are {', '.join(sorted({name for one in results for name in one['rows']}))}"
         )
     print(f"| mix | {args.row} over | rounds | images/s | p99 |\n|---|---|---|---|---|")
-    for (mix, other), ratios in pairs(args.row, results, args.from_round).items():
+    for (mix, other), ratios in pairs(args.row, results, args.from_round, apart=args.apart).items():
         rates, waits = zip(*ratios, strict=True)
         print(f"| {mix} | {other} | {len(ratios)} | {interval(rates)} | {interval(waits)} |")
 
 
-def pairs(row: str, results: Sequence[Result], first: int = 1) -> Pairs:
+def pairs(row: str, results: Sequence[Result], first: int = 1, *, apart: bool = False) -> Pairs:
     """Ratios of `row` over each other server in rounds from `first` on that both have and in which both were up.
 
-    Loops without a server and servers that were measured alone are left out, as are rounds not all answered.
+    With `apart` in those in which each was up alone. Loops without a server are left out, as are rounds not all
+    answered.
     """
     found: Pairs = defaultdict(list)
     for result in results:
@@ -58,11 +62,16 @@ def pairs(row: str, results: Sequence[Result], first: int = 1) -> Pairs:
             for mix, rounds in mixes.items():
                 for number in sorted(rounds.keys() & ours.get(mix, {}).keys(), key=int):
                     one, two = ours[mix][number], rounds[number]
-                    beside = row in two.get("beside", ()) and other in one.get("beside", ())
-                    if int(number) >= first and beside and not unanswered(one) + unanswered(two):
+                    if "open" not in two or int(number) < first or unanswered(one) + unanswered(two):
+                        continue
+                    if _apart(one, two) if apart else row in two.get("beside", ()) and other in one.get("beside", ()):
                         waits = (each["open"]["latency_ms"]["p99"] for each in (one, two))
                         found[mix, other].append((by_latency(one) / by_latency(two), next(waits) / next(waits)))
     return dict(found)
+
+
+def _apart(one: Result, two: Result) -> bool:
+    return not one.get("beside") and not two.get("beside")
 
 
 def interval(ratios: Sequence[float]) -> str:

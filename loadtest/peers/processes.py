@@ -103,7 +103,10 @@ def _stop(leader: subprocess.Popen[bytes], before: set[int]) -> None:
     end = monotonic() + _STOP_S
     while leader.poll() is None and monotonic() < end:
         sleep(0.05)
+    end = monotonic() + _STOP_S
     while left := tree(os.getpid()) - before - _reaped():
+        if monotonic() > end:
+            raise RuntimeError(f"processes {sorted(left)} of {leader.args} do not end, {_STOP_S:g} s after SIGKILL")
         for pid in left:
             _kill(pid)
         sleep(0.05)

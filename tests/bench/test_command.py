@@ -102,6 +102,19 @@ def test_an_open_loop_sends_at_the_rate_and_a_share_is_of_what_callers_achieve(s
     assert plain_["generator"]["lag_ms"]["p99"] is not None
 
 
+def test_order_and_arrivals_may_follow_from_another_seed_than_the_pictures(bench: Bench) -> None:
+    codes, sent, said = plain("200 OK", bytes(8)), list[list[bytes]](), list[Any]()
+    for seeds in (("--seed", 3), ("--seed", 3, "--arrival-seed", 3), ("--seed", 3, "--arrival-seed", 8)):
+        with foreign(lambda number: codes) as server:
+            arguments = ("--door", "http", "--url", server.url, "--in-flight", 1, "--requests", 12)
+            found = measured(bench, *arguments, *seeds)
+            sent.append(server.requests)
+            said.append((found["mix"]["digest"], found["runs"][0]["arrival_seed"]))
+    assert sent[0] == sent[1] != sent[2]
+    assert sorted(sent[0]) == sorted(sent[2])
+    assert said == [(said[0][0], 3), (said[0][0], 3), (said[0][0], 8)]
+
+
 def test_an_open_loop_may_be_told_how_many_requests(bench: Bench) -> None:
     codes = plain("200 OK", bytes(8))
     with foreign(lambda number: codes) as server:

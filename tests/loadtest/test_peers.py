@@ -152,6 +152,23 @@ def test_rows_that_were_not_up_together_or_not_all_answered_are_no_pairs(tmp_pat
     assert "no row 'nobody'; there are them, us" in done.stderr
 
 
+def test_rows_that_were_up_one_after_the_other_are_compared_if_that_is_asked_for(tmp_path: Path) -> None:
+    def p99(ms: float) -> dict[str, object]:
+        return {**result("a", 12.0), "open": {"latency_ms": {"p99": ms}}}
+
+    in_turns = {**p99(800.0), "beside": ["us", "them"]}
+    loop = {"closed": {"images_per_s": 10.0, "latency_ms": {"p50": 100.0}}}
+    rows = {
+        "us": {"mix": {"1": p99(100.0), "2": in_turns}},
+        "them": {"mix": {"1": p99(200.0), "2": {**in_turns, "beside": ["us", "them"]}}},
+        "a loop": {"mix": {"1": loop}},
+    }
+    path = tmp_path / "one.json"
+    path.write_text(json.dumps({"rows": rows}))
+    shown = {way: run("import paired; paired.main()", "us", str(path), *way).splitlines()[2:] for way in ((), ("--apart",))}
+    assert shown == {(): ["| mix | them | 1 | 1.00 | 1.00 |"], ("--apart",): ["| mix | them | 1 | 1.00 | 0.50 |"]}
+
+
 def test_codes_of_answers_that_cannot_be_read_are_not_equal() -> None:
     said = """
 import table
@@ -208,8 +225,8 @@ class Quick(measure.Run):
         started.append((row.name, place))
         return measure.Up(row, [], SimpleNamespace(pid=0, poll=lambda: None))
 
-def served(row, mix, *rest):
-    asked.append(row.name)
+def served(up, mix, *rest):
+    asked.append(up.row.name)
     return {"closed": {"images_per_s": 1.0, "latency_ms": {"p50": 1.0, "p99": 1.0}}}
 
 measure.served = served

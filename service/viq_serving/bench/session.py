@@ -45,7 +45,10 @@ class Loads:
 
 @dataclass(frozen=True)
 class Session:
-    """What is measured. `codes_of` encodes the pictures for methods that take codes."""
+    """What is measured. `codes_of` encodes the pictures for methods that take codes.
+
+    Pictures follow from `seed`; their order and arrivals, other ones in each round, from `arrival_seed`.
+    """
 
     doors: tuple[str, ...]
     method: Method
@@ -53,6 +56,7 @@ class Session:
     loads: Loads
     span: Span
     seed: int
+    arrival_seed: int
     pictures: int
     file_format: FileFormat = "jpeg"
     content: Content | None = None
@@ -112,7 +116,8 @@ class Session:
         self, door: str, label: str, arrivals: Arrivals, payload: Payload, size: str | None, round_: int
     ) -> dict[str, Any]:
         span, closed = self.span, isinstance(arrivals, Closed)
-        job = Job(door, self.method, self.target, arrivals, span, self.seed + round_, check_all=self.check_all)
+        seed = self.arrival_seed + round_
+        job = Job(door, self.method, self.target, arrivals, span, seed, check_all=self.check_all)
         watch = None if self.server_pid is None else Watch(self.server_pid)
         with watch or nullcontext():
             loads, seen = run(job, payload, self.processes)
@@ -125,6 +130,7 @@ class Session:
             "rate": float(f"{arrivals.rate:.6g}") if isinstance(arrivals, Poisson) else None,
             "size": size,
             "round": round_,
+            "arrival_seed": seed,
             "warm_up_s": span.warm_s,
             **figures_of(
                 loads,

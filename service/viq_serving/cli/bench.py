@@ -144,6 +144,7 @@ def _session(args: argparse.Namespace) -> Session:
         loads=_loads(args),
         span=Span(args.warm_up, seconds, args.requests),
         seed=args.seed,
+        arrival_seed=args.seed if args.arrival_seed is None else args.arrival_seed,
         pictures=args.pictures,
         file_format=args.format,
         content=args.content,

@@ -97,6 +97,9 @@ def _add_load(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--requests", type=positive, metavar="N", help="of each run, in place of --duration")
     group.add_argument("--warm-up", type=_not_negative, default=2.0, metavar="S", help="before each run; default: 2")
     group.add_argument("--rounds", type=positive, default=1, metavar="N", help="all runs so many times; default: 1")
+    group.add_argument(
+        "--arrival-seed", type=_whole, metavar="N", help="of order and arrivals, one more each round; default: --seed"
+    )
     group.add_argument("--processes", type=positive, default=1, metavar="N", help="of the generator; default: 1")
     group.add_argument(
         "--check-all", action="store_true", help="read the codes of every answer, not of each picture once"

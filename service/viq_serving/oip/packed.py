@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import cast
 
 import numpy as np
@@ -26,7 +27,7 @@ def pack(codes: Sequence[Codes]) -> list[Output]:
 
 def ends(lengths: Sequence[int]) -> Output:
     """Where each image begins and the last one ends."""
-    return Output("cu_seqlens", "INT32", np.cumsum([0, *lengths], dtype=np.int32))
+    return Output("cu_seqlens", "INT32", np.array([*accumulate(lengths, initial=0)], np.int32))
 
 
 def unpack(inputs: Mapping[str, Tensor], size: str, fingerprint: str, max_patches: int) -> list[Codes]:
