@@ -17,8 +17,8 @@ from torch import Tensor
 from viq.hardware import traced
 
 _SHARE = 32_768  # at::internal::GRAIN_SIZE: with this much for every thread, all threads get equal shares
-_PIECE = 16_384  # up to this much, one thread does it all (GELU has a smaller grain than the others)
-_VECTOR = 64  # elements of two 512-bit vectors of 16-bit numbers, the longest step of any vector loop
+PIECE = 16_384  # up to this much, one thread does it all (GELU has a smaller grain than the others)
+VECTOR = 64  # elements of two 512-bit vectors of 16-bit numbers, the longest step of any vector loop
 
 
 def gelu(x: Tensor) -> Tensor:
@@ -33,14 +33,14 @@ def apply(function_: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     if x.device.type != "cpu":
         return function_(x)
     flat = x.view(-1)
-    whole = flat.numel() - flat.numel() % _VECTOR
+    whole = flat.numel() - flat.numel() % VECTOR
     shared = _evenly_shared(whole)
     if shared:
         function_(flat[:shared])
-    for start in range(shared, whole, _PIECE):
-        function_(flat[start : min(start + _PIECE, whole)])
+    for start in range(shared, whole, PIECE):
+        function_(flat[start : min(start + PIECE, whole)])
     if whole < flat.numel():
-        last = flat.new_zeros(_VECTOR)
+        last = flat.new_zeros(VECTOR)
         last[: flat.numel() - whole] = flat[whole:]
         flat[whole:] = function_(last)[: flat.numel() - whole]
     return x
@@ -49,5 +49,5 @@ def apply(function_: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 def _evenly_shared(elements: int) -> int:
     """The longest start of `elements` that all of torch's threads share in equal whole vectors."""
     threads = torch.get_num_threads()
-    even = elements - elements % (_VECTOR * threads)
+    even = elements - elements % (VECTOR * threads)
     return even if even >= threads * _SHARE or threads == 1 else 0

@@ -78,7 +78,11 @@ class Encoder(nn.Module):
 
     def rotations(self, packing: Packing) -> Tensor:
         """Cosines and sines of the head-wise blocks, `(2, rows, S, F)`."""
-        return packing.joined([self._rotations[grid] for grid in packing.grids], dim=1)
+        return packing.joined(self.rotation_parts(packing), dim=1)
+
+    def rotation_parts(self, packing: Packing) -> list[Tensor]:
+        """Those of each image, `(2, N, S, F)`."""
+        return [self._rotations[grid] for grid in packing.grids]
 
     def position_rows(self, grid: tuple[int, int]) -> Tensor:
         """The position embedding resized to `grid`, `(N, C)`."""
@@ -98,11 +102,14 @@ class Encoder(nn.Module):
 
     def positions(self, packing: Packing) -> Tensor:
         """Position rows of a pack, `(rows, C)`."""
+        return packing.joined(self.position_parts(packing))
+
+    def position_parts(self, packing: Packing) -> list[Tensor]:
+        """Those of each image, `(N, C)`."""
         # While it is trained gradients must reach the parameter.
         trains = torch.is_grad_enabled() and self.pos_embed.requires_grad
         kept = self._position_cache()
-        rows = [self.position_rows(grid) if trains else kept[grid] for grid in packing.grids]
-        return packing.joined(rows)
+        return [self.position_rows(grid) if trains else kept[grid] for grid in packing.grids]
 
     def _position_cache(self) -> GridCache:
         """The rows of this parameter as it is now; an optimizer, or other weights, change it."""

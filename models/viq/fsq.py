@@ -24,7 +24,7 @@ def basis(levels: Sequence[int]) -> list[int]:
 
 def bound(z: Tensor, levels: Sequence[int]) -> Tensor:
     """Squash reals `(M, d)` into the levels' range, float32: what `quantise` rounds."""
-    half, offset, shift = _squashing(tuple(levels), z.device)
+    half, offset, shift = squashing(tuple(levels), z.device)
     shifted = z.float() + shift
     if torch.is_grad_enabled() and z.requires_grad:
         return torch.tanh(shifted) * half - offset
@@ -33,8 +33,12 @@ def bound(z: Tensor, levels: Sequence[int]) -> Tensor:
 
 def quantise(z: Tensor, levels: Sequence[int]) -> Tensor:
     """`project_in`'s output `(M, d)` to codes, int32 `(M,)`; values that are no numbers give -1, which is no code."""
-    centre, weights = _numbering(tuple(levels), z.device)
-    bounded = bound(z, levels)
+    centre, weights = numbering(tuple(levels), z.device)
+    return codes_of(bound(z, levels), centre, weights)
+
+
+def codes_of(bounded: Tensor, centre: Tensor, weights: Tensor) -> Tensor:
+    """What `bound` gave to codes as `quantise` does; see `numbering`. TorchScript, too."""
     indices = torch.round(bounded).to(torch.int32) + centre
     codes = (indices * weights).sum(dim=-1, dtype=torch.int32)
     return codes.masked_fill(bounded.isnan().any(dim=-1), -1)
@@ -51,7 +55,8 @@ def codebook(levels: Sequence[int]) -> Tensor:
 # Kept on the device: a copy there waits for all that it still computes. Not inference tensors: training uses them, too.
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)
-def _squashing(levels: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+def squashing(levels: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """What `bound` shifts, stretches and moves by, each `(d,)`: `tanh(z + shift) * half - offset`."""
     columns = zip(*(_squash(level) for level in levels), strict=True)
     half, offset, shift = (torch.tensor(values, dtype=torch.float32, device=device) for values in columns)
     return half, offset, shift
@@ -59,7 +64,8 @@ def _squashing(levels: tuple[int, ...], device: torch.device) -> tuple[Tensor, T
 
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)
-def _numbering(levels: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+def numbering(levels: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Level index of zero, and weight in a code, of each dimension `(d,)`."""
     centre = torch.tensor([level // 2 for level in levels], device=device)
     return centre, torch.tensor(basis(levels), dtype=torch.int32, device=device)
 

@@ -300,12 +300,17 @@ class ViQ:
         """Hand one pack of images to the device; results are their codes."""
         begun = perf_counter()
         packing = Packing.of((image.grid for image in images), self.row_multiple, self._dense_from)
-        patches = gathered([image.rows for image in images], packing.rows, self._device)
-        transfer_s, sizes = perf_counter() - begun, [image.image_size for image in images]
+        rows, sizes = [image.rows for image in images], [image.image_size for image in images]
+        if self._scripted:
+            with self._alone():
+                codes = self._scripted.codes(rows, sizes, packing)
+            if codes is not None:
+                return Launched(0.0, partial(self._codes, on_host(codes), packing, sizes))
+        patches = gathered(rows, packing.rows, self._device)
+        transfer_s = perf_counter() - begun
         with self._alone():
             values = normalise(patches, sizes, packing, self._dtype)
-            small = self._graphs or self._scripted
-            codes = small.codes(values, packing) if small else None
+            codes = self._graphs.codes(values, packing) if self._graphs else None
             if codes is None:
                 codes = self.encoder(values, packing)
         return Launched(transfer_s, partial(self._codes, on_host(codes), packing, sizes))
@@ -369,7 +374,7 @@ class ViQ:
                 raise FingerprintMismatch(f"codes were made by weights {item.family}, the model's are {self.family}")
 
     def _in_range(self, codes: npt.NDArray[np.int32]) -> npt.NDArray[np.uint16]:
-        if codes.min() < 0 or codes.max() >= self.codebook_size:
+        if codes.view(np.uint32).max() >= self.codebook_size:  # negative ones are large then
             raise ViQError(f"the network gave values that are no numbers in {self.dtype}: damaged weights, or overflow")
         return codes.astype(np.uint16)
 

@@ -118,11 +118,7 @@ class Packing:
 
     def joined(self, parts: Sequence[Tensor], dim: int = 0) -> Tensor:
         """The parts of all images one after another along `dim`, `patches` long together, then zeros up to `rows`."""
-        if self.rows > self.patches:
-            shape = list(parts[0].shape)
-            shape[dim] = self.rows - self.patches
-            parts = [*parts, parts[0].new_zeros(shape)]
-        return torch.cat(list(parts), dim)
+        return joined(list(parts), self.rows, dim)
 
     def pad(self, packed: Tensor) -> Tensor:
         """`(patches, …)` to `(rows, …)`, the added rows zero."""
@@ -135,6 +131,18 @@ class Packing:
     def split(self, packed: Tensor, per_patch: int = 1) -> list[Tensor]:
         """Views of each image's part of `(rows * per_patch, …)`."""
         return [packed[start * per_patch : end * per_patch] for start, end in self.spans]
+
+
+def joined(parts: list[Tensor], rows: int, dim: int) -> Tensor:
+    """The parts one after another along `dim`, then zeros up to `rows`. TorchScript, too."""
+    missing = rows
+    for part in parts:
+        missing -= part.shape[dim]
+    if missing > 0:
+        shape = list(parts[0].shape)
+        shape[dim] = missing
+        parts = parts + [parts[0].new_zeros(shape)]  # noqa: RUF005  # TorchScript knows no other way
+    return torch.cat(parts, dim)
 
 
 def chunks(items: Sequence[T], patches: Sequence[int], most: int) -> Iterator[list[T]]:

@@ -58,15 +58,37 @@ def normalise(patches: Tensor, image_sizes: Sequence[tuple[int, int]], packing: 
 
     A table of the 256 values makes the division by 255 correctly rounded on every device.
     """
-    table = _table(dtype, patches.device)
-    values = table.index_select(0, patches.view(-1).int()).view(packing.rows, _BYTES)
-    values[packing.patches :] = 0
+    beyond = edges(image_sizes, packing)
+    return values_of_bytes(patches, table(dtype, patches.device), packing.patches, beyond, PATCH)
+
+
+def edges(
+    image_sizes: Sequence[tuple[int, int]], packing: Packing
+) -> list[tuple[int, int, int, int, int, int]]:
+    """Images with pixels beyond an edge: their first and one-past-last row, their grid, and how many of the pixels of a
+    patch at the bottom and at the right are theirs, 0 for all."""
+    found = []
     for (height, width), (start, end), (h, w) in zip(image_sizes, packing.spans, packing.grids, strict=True):
-        grid = values[start:end].view(h, w, 3, PATCH, PATCH)
-        if height % PATCH:
-            grid[-1, :, :, height % PATCH :, :] = 0
-        if width % PATCH:
-            grid[:, -1, :, :, width % PATCH :] = 0
+        if height % PATCH or width % PATCH:
+            found.append((start, end, h, w, height % PATCH, width % PATCH))
+    return found
+
+
+def values_of_bytes(
+    patches: Tensor, table: Tensor, count: int, beyond: list[tuple[int, int, int, int, int, int]], side: int
+) -> Tensor:
+    """uint8 patches `(rows, 3*side*side)`, of which `count` are somebody's, to what `table` has for them; see `edges`.
+
+    TorchScript, too.
+    """
+    values = table.index_select(0, patches.view(-1).int()).view(patches.shape[0], -1)
+    values[count:] = 0
+    for start, end, h, w, down, right in beyond:
+        grid = values[start:end].view(h, w, 3, side, side)
+        if down > 0:
+            grid[-1, :, :, down:, :] = 0
+        if right > 0:
+            grid[:, -1, :, :, right:] = 0
     return values
 
 
@@ -76,7 +98,8 @@ def pack_images(pixels: Sequence[npt.NDArray[np.uint8]], multiple: int) -> Packi
 
 
 @cache
-def _table(dtype: torch.dtype, device: torch.device) -> Tensor:
+def table(dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The values of the 256 bytes, `(256,)`."""
     # Kept on the device: a copy there waits for all that it still computes.
     values = np.arange(256, dtype=np.float32) / np.float32(255)
     return torch.from_numpy((values - np.float32(0.5)) / np.float32(0.5)).to(device=device, dtype=dtype)

@@ -1,8 +1,9 @@
 """Small packs on a CPU by TorchScript: the operations of the eager network in their order, with no Python between them.
 
 A forward is some hundred operations. Where images are small, Python takes as long to call them as a fifth of what they
-compute, and each call needs the interpreter, which other threads of a service want too. The graph calls the same
-kernels on the same numbers, so values are equal to the bit; that is tried before it is used, else nothing changes.
+compute, and each call needs the interpreter, which other threads of a service want too: whoever lets go of it waits
+until they do. So one call does all, from bytes to codes. It calls the same kernels on the same numbers, so values
+are equal to the bit; that is tried before it is used, else nothing changes.
 
 Its products take the weights as oneDNN would lay them out anew in each call, which for a few rows takes as long as
 a fifth of the product.
@@ -16,15 +17,19 @@ from operator import is_
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from viq.config import CODES_PER_PATCH
-from viq.fsq import quantise
+from viq.config import CODES_PER_PATCH, PATCH
+from viq.elementwise import PIECE, VECTOR
+from viq.fsq import codes_of, numbering, squashing
 from viq.hardware import ours
 from viq.layers import Linear
 from viq.linear import laid_out
-from viq.packing import Ends, Packing
+from viq.packing import Ends, Packing, joined
+from viq.patches import edges, normalise, table, values_of_bytes
 from viq.torch_warnings import quiet_about_torch
 
 if TYPE_CHECKING:
@@ -53,15 +58,28 @@ class Scripted:
         with torch.no_grad(), quiet_about_torch(), ours():
             graph = _Graph(_with_weights_laid_out(encoder) if lay_out else encoder)
             self._run: Any = torch.jit.trace(graph, self._example(), check_trace=False)
+            self._whole: Any = torch.jit.script(_Whole(self._run, encoder.levels))
 
-    def codes(self, patches: Tensor, packing: Packing) -> Tensor | None:
-        """Codes of normalised patches `(rows, 768)` as `Encoder.forward` gives them.
+    def codes(
+        self,
+        patches: Sequence[npt.NDArray[np.uint8]],
+        image_sizes: Sequence[tuple[int, int]],
+        packing: Packing,
+    ) -> Tensor | None:
+        """Codes of the patches, each `(N, 768)`, of images `(H, W)`, as `Encoder.forward` gives them.
 
         None for a pack too large, and where the encoder is no longer what the program was made of.
         """
         if packing.rows > ROWS or not self._made_of.is_so():
             return None
-        return quantise(self.values(patches, packing), self._encoder.levels)
+        return self._codes([torch.from_numpy(one) for one in patches], image_sizes, packing)
+
+    def _codes(self, patches: list[Tensor], image_sizes: Sequence[tuple[int, int]], packing: Packing) -> Tensor:
+        # No operation of torch's or numpy's here: each would let go of the interpreter.
+        encoder, beyond, sequences = self._encoder, edges(image_sizes, packing), list(packing.sequences)
+        positions, rotations = encoder.position_parts(packing), encoder.rotation_parts(packing)
+        found: Tensor = self._whole(patches, beyond, positions, rotations, sequences, packing.rows)
+        return found
 
     def values(self, patches: Tensor, packing: Packing) -> Tensor:
         """What `Encoder.project` gives, but for the rows of nobody."""
@@ -75,17 +93,23 @@ class Scripted:
 
     @torch.inference_mode()
     def is_exact(self) -> bool:
-        """Whether its values have the bits of the eager network's, on packs that are tried now."""
+        """Whether its values have the bits of the eager network's, and its codes are the same, on packs tried now."""
         return all(self._exact_with(grids) for grids in _TRIED)
 
     def _exact_with(self, grids: Sequence[tuple[int, int]]) -> bool:
         packing = Packing.of(grids, self._multiple)
         draw = torch.Generator().manual_seed(packing.patches)
-        shape = packing.patches, self._inputs
-        patches = packing.pad(torch.rand(shape, generator=draw, dtype=torch.float32, device="cpu") * 2 - 1)
-        real = packing.patches * CODES_PER_PATCH
+        shape, real = (packing.patches, self._inputs), packing.patches * CODES_PER_PATCH
+        pixels = packing.pad(torch.randint(0, 256, shape, generator=draw, dtype=torch.uint8, device="cpu"))
+        sizes = [(PATCH * h - h % PATCH, PATCH * w - w % PATCH) for h, w in grids]
+        patches = normalise(pixels, sizes, packing, torch.float32)
         eager = self._encoder.project(patches, packing)[:real].view(torch.int32)
-        return all(torch.equal(self.values(patches, packing)[:real].view(torch.int32), eager) for _ in range(_RUNS))
+        codes = self._encoder(patches, packing)[:real]
+        return all(
+            torch.equal(self.values(patches, packing)[:real].view(torch.int32), eager)
+            and torch.equal(self._codes(packing.split(pixels), sizes, packing)[:real], codes)
+            for _ in range(_RUNS)
+        )
 
     def _example(self) -> tuple[Tensor, ...]:
         packing = Packing.of(_EXAMPLE, self._multiple)
@@ -154,6 +178,58 @@ class _Graph(nn.Module):
 
     def forward(self, patches: Tensor, positions: Tensor, rotations: Tensor, ends: Tensor, longest: Tensor) -> Tensor:
         return self._encoder.values(patches, positions, rotations, Ends(ends, longest))
+
+
+class _Whole(nn.Module):
+    """What is before and after the graph as TorchScript, which a trace cannot be: it goes through lists.
+
+    It does what `gathered`, `normalise`, `Encoder.positions`, `Encoder.rotations`, `Packing.on` and `quantise` do.
+    """
+
+    def __init__(self, graph: nn.Module, levels: tuple[int, ...]) -> None:
+        super().__init__()
+        here = torch.device("cpu")
+        self.graph, self.table = graph, table(torch.float32, here)
+        self.half, self.offset, self.shift = squashing(levels, here)
+        self.centre, self.weights = numbering(levels, here)
+        self.side, self.piece, self.vector = PATCH, PIECE, VECTOR
+
+    def forward(
+        self,
+        pixels: list[Tensor],
+        beyond: list[tuple[int, int, int, int, int, int]],
+        positions: list[Tensor],
+        rotations: list[Tensor],
+        sequences: list[int],
+        rows: int,
+    ) -> Tensor:
+        longest, patches = 0, 0
+        for part in pixels:
+            patches += part.shape[0]
+        for index in range(1, len(sequences)):
+            longest = max(longest, sequences[index] - sequences[index - 1])
+        z = self.graph(
+            values_of_bytes(joined(pixels, rows, 0), self.table, patches, beyond, self.side),
+            joined(positions, rows, 0),
+            joined(rotations, rows, 1),
+            torch.tensor(sequences, dtype=torch.int32),
+            torch.tensor([longest]),
+        )
+        bounded = self.tanh(z.float() + self.shift) * self.half - self.offset
+        return codes_of(bounded, self.centre, self.weights)
+
+    def tanh(self, x: Tensor) -> Tensor:
+        """`elementwise.apply(torch.tanh_, x)`, whose pieces need not be the same for the same bits."""
+        flat = x.contiguous().view(-1)
+        whole = flat.numel() - flat.numel() % self.vector
+        for start in range(0, whole, self.piece):
+            torch.tanh_(flat[start : min(start + self.piece, whole)])
+        left = flat.numel() - whole
+        if left > 0:
+            last = flat.new_zeros([self.vector])
+            last[:left] = flat[whole:]
+            flat[whole:] = torch.tanh_(last)[:left]
+        return flat.view(x.shape)
 
 
 def _with_weights_laid_out(network: nn.Module) -> Any:
