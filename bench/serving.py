@@ -34,9 +34,11 @@ class Running:
 
 
 @contextmanager
-def server(*flags: str) -> Iterator[Running]:
-    """`viq serve` with these flags, on ports that the system chooses."""
+def server(*flags: str, checkout: Path | None = None) -> Iterator[Running]:
+    """`viq serve` with these flags, on ports that the system chooses; of another checkout, if one is named."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("VIQ_")}
+    if checkout is not None:
+        environment["PYTHONPATH"] = os.pathsep.join(str(checkout / folder) for folder in ("models", "service"))
     common = ["--http-port", "0", "--grpc-port", "0", "--drain-delay", "0", "--log-level", "warning"]
     command = [str(VIQ), "serve", *common, *flags]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:

@@ -72,8 +72,8 @@ class Load:
     """What every row is given: pictures and their seed, callers, how much longer than usual.
 
     Order and arrivals are another in each round, the same for every row: `orders` says so, for files of older results,
-    where they were those of the first round in all. `started_s` is how long a server is asked when it has started, so that all its processes are ready; `share` what the
-    open loop asks for, of what the per-image loop computes.
+    where they were those of the first round in all. `started_s` is how long a server is asked when it has started, so
+    that all its processes are ready; `share` what the open loop asks for, of what the per-image loop computes.
     """
 
     pictures: int = 24

@@ -6,7 +6,7 @@ on a CPU everything is done when it returns.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -26,7 +26,7 @@ class Launched(Generic[R]):
     results: Callable[[], list[R]]
 
 
-def gathered(parts: list[npt.NDArray[np.generic]], rows: int, device: torch.device) -> Tensor:
+def gathered(parts: Sequence[npt.NDArray[np.generic]], rows: int, device: torch.device) -> Tensor:
     """The arrays one after another, then zeros up to `rows`, as one tensor on `device`.
 
     For CUDA they are gathered in pinned memory and copied on a stream of their own, beside what is computed.

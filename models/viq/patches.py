@@ -62,9 +62,7 @@ def normalise(patches: Tensor, image_sizes: Sequence[tuple[int, int]], packing: 
     return values_of_bytes(patches, table(dtype, patches.device), packing.patches, beyond, PATCH)
 
 
-def edges(
-    image_sizes: Sequence[tuple[int, int]], packing: Packing
-) -> list[tuple[int, int, int, int, int, int]]:
+def edges(image_sizes: Sequence[tuple[int, int]], packing: Packing) -> list[tuple[int, int, int, int, int, int]]:
     """Images with pixels beyond an edge: their first and one-past-last row, their grid, and how many of the pixels of a
     patch at the bottom and at the right are theirs, 0 for all."""
     found = []

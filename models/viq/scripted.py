@@ -190,7 +190,7 @@ class _Whole(nn.Module):
         super().__init__()
         here = torch.device("cpu")
         self.graph, self.table = graph, table(torch.float32, here)
-        self.half, self.offset, self.shift = squashing(levels, here)
+        self.stretch, self.offset, self.shift = squashing(levels, here)
         self.centre, self.weights = numbering(levels, here)
         self.side, self.piece, self.vector = PATCH, PIECE, VECTOR
 
@@ -215,7 +215,7 @@ class _Whole(nn.Module):
             torch.tensor(sequences, dtype=torch.int32),
             torch.tensor([longest]),
         )
-        bounded = self.tanh(z.float() + self.shift) * self.half - self.offset
+        bounded = self.tanh(z.float() + self.shift) * self.stretch - self.offset
         return codes_of(bounded, self.centre, self.weights)
 
     def tanh(self, x: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -21,6 +22,7 @@ from viq.encoder import Encoder
 from viq.layers import Linear
 from viq.linear import laid_out, linear
 from viq.packing import Packing
+from viq.patches import Patches, normalise
 from viq.scripted import ROWS, Scripted
 
 GRIDS = st.lists(st.tuples(st.integers(1, 12), st.integers(1, 12)), min_size=1, max_size=7)
@@ -65,6 +67,35 @@ def test_values_before_quantization_have_the_bits_of_the_eager_network(
     assert model._scripted is not None
     ours, expected = model._scripted.values(patches, packing), model.encoder.project(patches, packing)
     assert torch.equal(ours[: 4 * packing.patches], expected[: 4 * packing.patches])
+
+
+SIZES = st.lists(st.tuples(st.integers(1, 170), st.integers(1, 170)), min_size=1, max_size=5)
+
+
+@settings(deadline=None, max_examples=40)
+@given(sizes=SIZES)
+def test_codes_of_images_that_fill_no_patches_are_those_of_the_eager_network(
+    model: ViQ, sizes: list[tuple[int, int]]
+) -> None:
+    images = [Patches.of(noise(*size)) for size in sizes]
+    packing = Packing.of([image.grid for image in images], model.row_multiple)
+    assert model._scripted is not None
+    with torch.inference_mode():
+        ours = model._scripted.codes([image.rows for image in images], sizes, packing)
+        pixels = torch.from_numpy(np.concatenate([image.rows for image in images]))
+        values = normalise(packing.pad(pixels), sizes, packing, torch.float32)
+        assert ours is not None
+        assert torch.equal(ours[: 4 * packing.patches], model.encoder(values, packing)[: 4 * packing.patches])
+
+
+def test_one_call_goes_from_bytes_to_codes(nano: ViQ) -> None:
+    images = [Patches.of(image) for image in IMAGES]
+    assert nano.script_small_packs()
+    nano.launch_encode(images)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+        nano.launch_encode(images)
+    outermost = [event.name for event in seen.events() if event.cpu_parent is None]
+    assert [name for name in outermost if name != "aten::lift_fresh"] == ["forward"]  # that one is `from_numpy`
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
