@@ -283,12 +283,15 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin nothing after so long")
     parser.add_argument("--longer", type=float, default=1.0, help="times the usual seconds of each measurement")
     parser.add_argument(
+        "--callers", type=int, default=Load.callers, help="who wait for their answers; default: %(default)d"
+    )
+    parser.add_argument(
         "--together", action="store_true", help="servers only: all are up at once, in turns for each mix"
     )
     parser.add_argument("--weights-root", default="", help="default: the packaged nano")
     parser.add_argument("--size", default="")
     args = parser.parse_args()
-    load = Load(longer=args.longer)
+    load = Load(longer=args.longer, callers=args.callers)
     loops = [name for name in args.rows if name in ROWS and ROWS[name].kind == "loop"]
     if args.together and loops:
         parser.error(f"--together is for servers, not for {', '.join(loops)}: name servers with --rows")

@@ -61,7 +61,8 @@ def test_every_door_gives_the_same_codes_and_its_figures(service: Running, bench
         assert 0 < run["latency_ms"]["p50"] <= run["latency_ms"]["p99_9"] <= run["latency_ms"]["max"]
         assert run["corrected_ms"]["max"] == run["latency_ms"]["max"]
         rates = run["achieved"]
-        assert rates["images_per_s"] == pytest.approx(12 / run["seconds"], rel=0.01)
+        # Seconds are given to a millisecond, of which so short a run has few.
+        assert 12 / rates["images_per_s"] == pytest.approx(run["seconds"], abs=0.0006, rel=0.001)
         assert rates["patches_per_s"] == pytest.approx(8 * rates["images_per_s"], rel=0.01)  # 12 and 4 patches
         assert rates["received_bytes_per_s"] >= 8 * rates["patches_per_s"] * 0.99
         assert run["server"]["peak_memory_bytes"] > 2**20
