@@ -209,6 +209,26 @@ def test_what_has_no_server_cannot_be_up_beside_servers(tmp_path: Path) -> None:
     assert "--together is for servers, not for bare model" in done.stderr
 
 
+HELD = """
+import pathlib, sys
+import measure
+measure.Results(pathlib.Path(sys.argv[1]), measure.Load(), "").save()
+"""
+
+
+def test_rounds_of_other_callers_are_not_added_to_results(tmp_path: Path) -> None:
+    results = tmp_path / "results.json"
+    run(HELD, str(results))
+    held = results.read_bytes()
+    asked = [sys.executable, "measure.py", "--callers", "3", "--rows", "mosec", "--out", str(results)]
+    done = subprocess.run(asked, cwd=PEERS, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert re.search(
+        r"measured with .*'callers': 16.* asked for is .*'callers': 3\b.*choose another --out", done.stderr
+    )
+    assert results.read_bytes() == held
+
+
 TOGETHER = """
 import pathlib, sys
 from contextlib import ExitStack
